@@ -1,0 +1,49 @@
+"""How callbacks find what they work on, and each other."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+from torch import nn
+
+C = TypeVar("C", bound=L.Callback)
+
+
+def find_callback(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """Return the trainer's callback of a kind, or None.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    if len(found) > 1:
+        raise ValueError(f"the trainer has {len(found)} {kind.__name__}s; keep one")
+    return found[0] if found else None
+
+
+def demand_callback(trainer: L.Trainer, kind: type[C]) -> C:
+    """Return the trainer's callback of a kind, or raise a ValueError if it has none."""
+    found = find_callback(trainer, kind)
+    if found is None:
+        raise ValueError(
+            f"pruning takes a PruneCallback and a GranularityCallback, and the trainer has no "
+            f"{kind.__name__}; it has {[type(c).__name__ for c in trainer.callbacks]}"
+        )
+    return found
+
+
+def find_module(pl_module: L.LightningModule, path: str) -> nn.Module:
+    """Return a submodule by its dotted path, or raise a ValueError that lists what there is."""
+    try:
+        return pl_module.get_submodule(path)
+    except AttributeError as error:
+        children = ", ".join(name for name, _ in pl_module.named_children())
+        raise ValueError(
+            f"{type(pl_module).__name__} has no module {path!r}; PruneCallback(module=...) takes "
+            f"the path of the transformer, and there are: {children or 'none'}"
+        ) from error
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Return the folder of the run: the logger's, else the trainer's root. All ranks must call."""
+    return Path(trainer.log_dir or trainer.default_root_dir)

@@ -1,0 +1,5 @@
+"""What flows in: calibration samples, conditions to draw, images to compare with."""
+
+from ditprune.datamodules.calibration import CalibrationDataset as CalibrationDataset
+from ditprune.datamodules.calibration import collate as collate
+from ditprune.datamodules.digits import DigitsDataModule as DigitsDataModule

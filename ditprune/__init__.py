@@ -1,0 +1,11 @@
+"""Training-free pruning of Diffusion Transformers.
+
+Vocabulary, with one meaning each: score: higher = keep. mask: True = keep. sparsity: fraction
+removed. weight: [out, in]. T: timestep bins. energy: mean square of an input channel over
+tokens; its root is the channel's RMS. Counts are `num_x`.
+"""
+
+from ditprune.masks import MaskSet as MaskSet
+from ditprune.pipeline import prune as prune
+from ditprune.targets import PruneTarget as PruneTarget
+from ditprune.targets import Role as Role

@@ -1,0 +1,160 @@
+"""What flows into a layer, summed: the energy of its input channels."""
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+
+from ditprune.distributed import sum_over_ranks
+from ditprune.targets import PruneTarget
+
+
+class ActivationStats:
+    """Sums of squares of every input channel, and token counts, for each timestep bin.
+
+    State is sums, so batches, ranks and resumed runs merge by addition. Every `add` is reduced in
+    float32 and accumulated in float64: sums of 24-bit numbers in 53 bits are exact for as long
+    as a channel's loudest sample carries less than 2**29 times the energy of its quietest one,
+    divided by the number of samples. So the order of the additions does not matter, to the bit.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_timestep_bins: int = 1, device: torch.device | None = None
+    ) -> None:
+        """Start from nothing, for T timestep bins."""
+        shape = (num_timestep_bins, num_inputs)
+        self.sum_of_squares: Float64[Tensor, "T in"] = torch.zeros(
+            shape, dtype=torch.float64, device=device
+        )
+        self.num_tokens: Int64[Tensor, " T"] = torch.zeros(num_timestep_bins, dtype=torch.int64)
+
+    def add(self, x: Float[Tensor, "..."], timestep_bin: int = 0) -> None:
+        """Count the tokens of one call: [tokens, in], [b, tokens, in] or [b, in, h, w]."""
+        tokens = x.movedim(1, -1) if x.ndim == 4 else x
+        tokens = tokens.reshape(-1, self.sum_of_squares.shape[1]).float()
+        self.sum_of_squares[timestep_bin] += tokens.square().sum(0)
+        self.num_tokens[timestep_bin] += len(tokens)
+
+    def __add__(self, other: "ActivationStats") -> "ActivationStats":
+        """Merge with what was seen elsewhere."""
+        num_bins, num_inputs = self.sum_of_squares.shape
+        merged = ActivationStats(num_inputs, num_bins, self.sum_of_squares.device)
+        merged.sum_of_squares = self.sum_of_squares + other.sum_of_squares
+        merged.num_tokens = self.num_tokens + other.num_tokens
+        return merged
+
+    def energy(self) -> Float64[Tensor, " in"]:
+        """Return the mean square of every channel, over the tokens of all timesteps."""
+        return self.sum_of_squares.sum(0) / self.num_tokens.sum().item()
+
+    def rms(self) -> Float64[Tensor, " in"]:
+        """Return the root of the energy: Wanda's ||X_j||_2 over the root of the token count."""
+        return self.energy().sqrt()
+
+    def pack(self) -> Float64[Tensor, " n"]:
+        """Return the state as one vector, for a summed reduction over ranks."""
+        counts = self.num_tokens.to(self.sum_of_squares)
+        return torch.cat([counts, self.sum_of_squares.flatten()])
+
+    def unpack_(self, packed: Float64[Tensor, " n"]) -> None:
+        """Replace the state by what `pack` returned."""
+        counts, sums = packed.split([len(self.num_tokens), self.sum_of_squares.numel()])
+        self.num_tokens = counts.to("cpu", torch.int64)
+        self.sum_of_squares = sums.reshape(self.sum_of_squares.shape).clone()
+
+
+Stats = Mapping[PruneTarget, ActivationStats]
+
+
+@contextmanager
+def recording(
+    model: nn.Module, stats: MutableMapping[PruneTarget, ActivationStats], timestep_bin: int = 0
+) -> Iterator[None]:
+    """Add to `stats` what flows into its layers while the block runs.
+
+    Layers that are called one after another with the same tensor (q, k and v) come to share
+    one statistic, summed once.
+    """
+    recorder = _Recorder(stats, timestep_bin)
+    handles = []
+    try:
+        for target in stats:
+            layer = model.get_submodule(target.name)
+            handles.append(layer.register_forward_pre_hook(recorder.hook(target)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Recorder:
+    """Sums each distinct input once."""
+
+    def __init__(
+        self, stats: MutableMapping[PruneTarget, ActivationStats], timestep_bin: int
+    ) -> None:
+        self.stats = stats
+        self.timestep_bin = timestep_bin
+        self.last_input: Tensor | None = None
+        self.last_target: PruneTarget | None = None
+        self.added_by: dict[int, PruneTarget] = {}
+
+    def hook(self, target: PruneTarget) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.see(target, args[0])
+
+        return see_input
+
+    def see(self, target: PruneTarget, x: Tensor) -> None:
+        if x is self.last_input and self.last_target not in (None, target):
+            self._share(target)
+        else:
+            self._add(target, x)
+            self.last_input, self.last_target = x, target
+
+    def _share(self, target: PruneTarget) -> None:
+        assert self.last_target is not None
+        if self.stats[target] is self.stats[self.last_target]:
+            return
+        if self.stats[target].num_tokens.any():
+            raise RuntimeError(f"{target.name} shares its input only in some calls")
+        self.stats[target] = self.stats[self.last_target]
+
+    def _add(self, target: PruneTarget, x: Tensor) -> None:
+        stats = self.stats[target]
+        if self.added_by.setdefault(id(stats), target) != target:
+            raise RuntimeError(f"{target.name} shares its input only in some calls")
+        stats.add(x, self.timestep_bin)
+
+
+def demand_reached(stats: Stats) -> None:
+    """Raise a ValueError that names the layers which no calibration sample has reached."""
+    unreached = [t.name for t, s in stats.items() if not s.num_tokens.any()]
+    if unreached:
+        reached = [t.name for t, s in stats.items() if s.num_tokens.any()]
+        raise ValueError(
+            f"{len(unreached)} target layers were never reached by a calibration sample: "
+            f"{', '.join(unreached[:8])}. Leave them out (ignore=...), or choose the family "
+            f"whose predict() calls them. Reached were: {', '.join(reached[:8]) or 'none'}"
+        )
+
+
+def demand_finite(stats: Stats) -> None:
+    """Raise a ValueError that names the layers whose inputs were NaN or infinite."""
+    bad = [t.name for t, s in stats.items() if not s.sum_of_squares.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"NaN or infinite activations flow into {', '.join(bad[:8])}"
+            f"{' and others' if len(bad) > 8 else ''}. Check the calibration data and the "
+            "checkpoint; a float16 model may need bfloat16 or float32."
+        )
+
+
+def merge_ranks_(stats: Stats) -> None:
+    """Add up the statistics of all ranks, by one summed reduction of one vector."""
+    vectors = [statistic.pack() for statistic in stats.values()]
+    summed = sum_over_ranks(torch.cat(vectors)).split([len(vector) for vector in vectors])
+    for statistic, vector in zip(stats.values(), summed, strict=True):
+        statistic.unpack_(vector)

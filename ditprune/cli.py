@@ -1,0 +1,98 @@
+"""The `ditprune` command: LightningCLI with one more subcommand."""
+
+import sys
+import warnings
+from types import TracebackType
+
+import lightning as L
+from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
+
+from ditprune.callbacks import GranularityCallback, PruneCallback
+from ditprune.callbacks.lookup import demand_callback
+from ditprune.pipeline import target_weights
+from ditprune.plan import layer_table, plan
+
+
+class PruneTrainer(L.Trainer):
+    """A trainer that can also prune, if it has a PruneCallback and a GranularityCallback."""
+
+    def prune(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Calibrate, prune, and validate the pruned model against the dense one.
+
+        Args:
+            model: holds the transformer.
+            datamodule: has calibration samples, and what validation needs.
+            dry_run: print what every layer would give, and stop.
+        """
+        if dry_run:
+            self.show_plan(model)
+        else:
+            self.validate(model, datamodule=datamodule)
+
+    def show_plan(self, model: L.LightningModule) -> None:
+        """Print what every layer would give, and both sparsities."""
+        pruner = demand_callback(self, PruneCallback)
+        transformer = pruner.transformer(model)
+        weights = target_weights(transformer, pruner.family)
+        planned = plan(transformer, weights, demand_callback(self, GranularityCallback).granularity)
+        console = Console()
+        console.print(layer_table(planned.layers))
+        console.print(planned.totals(), highlight=False)
+
+
+class PruneCLI(LightningCLI):
+    """LightningCLI with `prune` beside `fit` and `validate`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands, and the arguments that come from elsewhere."""
+        subcommands = LightningCLI.subcommands()
+        return {
+            "prune": {"model", "datamodule"},
+            **{name: subcommands[name] for name in ("validate", "fit")},
+        }
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command; mistakes of the user are answered by a paragraph, not by a traceback."""
+    for noise in ("LightningCLI's args parameter", ".*isinstance.treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message=noise)
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        PruneCLI(
+            trainer_class=PruneTrainer,
+            save_config_kwargs={"overwrite": True},
+            args=["--dry_run=true" if a == "--dry-run" else a for a in arguments],
+        )
+    except Exception as error:
+        ours = written_for_user(error)
+        if ours is None:
+            raise
+        sys.exit(f"ditprune: {ours}")
+
+
+def written_for_user(error: BaseException | None) -> BaseException | None:
+    """Return the error that ditprune itself raised, if one is the cause of this one."""
+    while error is not None and not raised_by_ditprune(error.__traceback__):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def raised_by_ditprune(traceback: TracebackType | None) -> bool:
+    """Tell whether the innermost frame is ditprune's own."""
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] == "ditprune"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ditprune.atomic import writing
+from ditprune.distributed import barrier, broadcast_text, rank, share_of_rank
+from ditprune.metrics import FeatureExtractor, FeatureMetric, Features, paired_errors
+from ditprune.sampling import sample_generator
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Whatever draws images: a LightningModule with this method, for instance."""
+
+    def sample(
+        self, condition: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "b c h w"]:
+        """Draw one image in [-1, 1] for each condition, from a generator of its own."""
+        ...
+
+
+class Chunk(NamedTuple):
+    """Samples that are drawn in one batch, whatever the number of processes."""
+
+    seed: int
+    ids: range
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file that holds them."""
+        return f"seed{self.seed}-{self.ids.start:06d}.safetensors"
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Which images to draw: every condition once for each seed."""
+
+    conditions: Int[Tensor, " n"]
+    seeds: tuple[int, ...] = (0,)
+    chunk_size: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse a plan without images."""
+        if not len(self.conditions) or not self.seeds or self.chunk_size < 1:
+            raise ValueError(
+                "there is nothing to draw: conditions, seeds and chunk_size must not be empty; "
+                f"got {len(self.conditions)} conditions, {self.seeds}, {self.chunk_size}"
+            )
+
+    def chunks(self) -> list[Chunk]:
+        """Return the chunks of all seeds, in order."""
+        ids = range(len(self.conditions))
+        starts = ids[:: self.chunk_size]
+        return [
+            Chunk(seed, ids[start : start + self.chunk_size])
+            for seed in self.seeds
+            for start in starts
+        ]
+
+
+class Samples(NamedTuple):
+    """Images and their features, in the order of the sample ids."""
+
+    images: UInt8[Tensor, "n c h w"]
+    features: Features
+
+
+def draw_samples(
+    sampler: Sampler, plan: SamplingPlan, extractor: FeatureExtractor, folder: Path, title: str
+) -> dict[int, Samples]:
+    """Draw the images of a plan, or find them on disk; return those of each seed.
+
+    They are kept in a folder named after the first chunk itself, drawn anew each time: whatever
+    changes the images, weights, schedule or code, changes the name. A chunk that is missing or
+    damaged is drawn again. With several processes, each draws its share; all return the same.
+    """
+    start = plan.chunks()[0]
+    known = {start: draw_chunk(sampler, plan, extractor, start)} if rank() == 0 else {}
+    home = folder / broadcast_text(name_of(known[start], plan, extractor) if known else "")
+    for chunk in track(list(share_of_rank(plan.chunks())), f"sampling {title}", disable=rank() > 0):
+        if read_chunk(home / chunk.file_name) is None:
+            drawn = known.get(chunk) or draw_chunk(sampler, plan, extractor, chunk)
+            with writing(home / chunk.file_name) as draft:
+                save_file(drawn, draft)
+    barrier()
+    return {seed: load_samples(home, plan, seed) for seed in plan.seeds}
+
+
+def draw_chunk(
+    sampler: Sampler, plan: SamplingPlan, extractor: FeatureExtractor, chunk: Chunk
+) -> dict[str, Tensor]:
+    """Draw the images of one chunk, in a batch of full size, and extract their features."""
+    padding = [chunk.ids[-1]] * (plan.chunk_size - len(chunk.ids))
+    ids = [*chunk.ids, *padding]
+    generators = [sample_generator(chunk.seed, sample_id) for sample_id in ids]
+    images = to_uint8(sampler.sample(plan.conditions[ids], generators)).cpu()
+    features = extractor.extract(images)
+    drawn = {"images": images, "pool": features.pool, "logits": features.logits}
+    return {name: tensor[: len(chunk.ids)].clone() for name, tensor in drawn.items()}
+
+
+def name_of(first: Mapping[str, Tensor], plan: SamplingPlan, extractor: FeatureExtractor) -> str:
+    """Return a digest of the first chunk and of what else decides the others."""
+    digest = hashlib.sha256(first["images"].numpy().tobytes())
+    digest.update(plan.conditions.numpy().tobytes())
+    digest.update(f"{plan.seeds[0]}/{plan.chunk_size}/{extractor.name}".encode())
+    return digest.hexdigest()[:16]
+
+
+def read_chunk(path: Path) -> dict[str, Tensor] | None:
+    """Return a chunk's tensors, or None if its file is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
+
+
+def load_samples(home: Path, plan: SamplingPlan, seed: int) -> Samples:
+    """Return all samples of one seed from their files."""
+    chunks = [load_file(home / c.file_name) for c in plan.chunks() if c.seed == seed]
+    images, pool, logits = (
+        torch.cat([chunk[name] for chunk in chunks]) for name in ("images", "pool", "logits")
+    )
+    return Samples(images, Features(pool, logits))
+
+
+def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """Return 8-bit images of those in [-1, 1], rounded to nearest."""
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+Measured = dict[str, list[float]]
+"""A value of each metric for each seed."""
+
+
+def measure(
+    samples: Mapping[int, Samples], reference: Features, metrics: Iterable[FeatureMetric]
+) -> Measured:
+    """Compare the samples of each seed with the reference images."""
+    measured: Measured = {}
+    for metric in metrics:
+        for drawn in samples.values():
+            metric.reset()
+            metric.update(drawn.features, reference)
+            for name, value in metric.compute().items():
+                measured.setdefault(name, []).append(float(value))
+    return measured
+
+
+def measure_pairs(samples: Mapping[int, Samples], dense: Mapping[int, Samples]) -> Measured:
+    """Return the mean error of each seed's images to the dense model's from the same noise."""
+    measured: Measured = {}
+    for seed, drawn in samples.items():
+        for name, errors in paired_errors(drawn.images, dense[seed].images).items():
+            measured.setdefault(name, []).append(errors.mean().item())
+    return measured
+
+
+def extract_all(
+    batches: Iterable[UInt8[Tensor, "b c h w"]], extractor: FeatureExtractor
+) -> Features:
+    """Return the features of all images of a loader."""
+    pools, logits = zip(*(extractor.extract(images) for images in batches), strict=True)
+    return Features(torch.cat(pools), torch.cat(logits))

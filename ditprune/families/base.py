@@ -1,0 +1,130 @@
+"""What a kind of model must tell: where its layers are and how to call it once."""
+
+import abc
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from ditprune.targets import PruneTarget, Role
+
+Condition = Tensor | Mapping[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Calibration samples: what the denoiser sees at one step of sampling."""
+
+    latents: Float[Tensor, "b ..."]
+    """Noised latents, in the model's own layout."""
+    timestep: Shaped[Tensor, " b"]
+    """In the units the model takes."""
+    condition: Condition
+    """Class labels [b], or named tensors [b, ...]."""
+    noise_level: Float[Tensor, " b"]
+    """Position of the timestep in the noise schedule, in [0, 1): 0 is almost clean."""
+
+    def sample(self, index: int) -> "Batch":
+        """Return one sample as a batch of one."""
+        one = slice(index, index + 1)
+        if isinstance(self.condition, Tensor):
+            condition: Condition = self.condition[one]
+        else:
+            condition = {name: value[one] for name, value in self.condition.items()}
+        return Batch(self.latents[one], self.timestep[one], condition, self.noise_level[one])
+
+    def like(self, weight: Tensor) -> "Batch":
+        """Move to a weight's device; what is continuous takes its dtype."""
+        if isinstance(self.condition, Tensor):
+            condition: Condition = cast_like(self.condition, weight)
+        else:
+            condition = {name: cast_like(x, weight) for name, x in self.condition.items()}
+        timestep = self.timestep.to(weight.device)
+        return Batch(cast_like(self.latents, weight), timestep, condition, self.noise_level)
+
+
+def cast_like(x: Tensor, weight: Tensor) -> Tensor:
+    """Move to the weight's device; integers, class labels for instance, stay integers."""
+    return x.to(weight) if x.is_floating_point() else x.to(weight.device)
+
+
+@dataclass(frozen=True)
+class Family(abc.ABC):
+    """Where the prunable layers of a kind of model are, and how to call it once."""
+
+    include: str = ""
+    """Regular expression a layer's name must contain to be a target."""
+    ignore: str | None = None
+    """Regular expression that excludes the layers whose names contain it."""
+    ignore_roles: tuple[Role, ...] = ()
+    """Roles to leave dense, `(Role.MODULATION,)` for instance."""
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> Mapping[str, Role]:
+        """The table: a pattern of whole module names, its group `block` the block's index."""
+
+    @abc.abstractmethod
+    def num_heads(self, model: nn.Module) -> int:
+        """Return the number of attention heads of a block."""
+
+    @abc.abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Float[Tensor, "branches b ..."]:
+        """Call the model once for every guidance branch, the conditional one first."""
+
+    def targets(self, model: nn.Module) -> list[PruneTarget]:
+        """Return the layers to prune, in the order in which the model names them.
+
+        Raises:
+            ValueError: if a pattern of the table matches no layer, or if no layer is left.
+        """
+        candidates = [name for name, module in model.named_modules() if is_prunable(module)]
+        heads = self.num_heads(model)
+        found = {pattern: matching(pattern, candidates) for pattern in self.layers}
+        self._demand_all(found, candidates)
+        targets = [
+            PruneTarget(match.string, role, int(match["block"]), heads)
+            for pattern, role in self.layers.items()
+            for match in found[pattern]
+            if self._wants(match.string, role)
+        ]
+        if not targets:
+            raise ValueError(
+                f"{self} leaves nothing to prune. Widen include, ignore or ignore_roles; "
+                f"the layers are:\n{listing(candidates)}"
+            )
+        return sorted(targets, key=lambda target: candidates.index(target.name))
+
+    def _wants(self, name: str, role: Role) -> bool:
+        ignored = self.ignore is not None and re.search(self.ignore, name)
+        included = re.search(self.include, name)
+        return bool(included) and not ignored and role not in self.ignore_roles
+
+    def _demand_all(self, found: Mapping[str, list[re.Match[str]]], candidates: list[str]) -> None:
+        missing = [pattern for pattern, matches in found.items() if not matches]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} expects layers named like {', '.join(missing)}, and the "
+                "model has none. Choose the family of your model, or write the table of its "
+                f"layers (families.Table); its prunable layers are:\n{listing(candidates)}"
+            )
+
+
+def is_prunable(module: nn.Module) -> bool:
+    """A linear layer, or a convolution that is one: 1x1 and ungrouped."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def matching(pattern: str, names: list[str]) -> list[re.Match[str]]:
+    """Return the matches of those names that the pattern matches whole."""
+    return [match for name in names if (match := re.fullmatch(pattern, name))]
+
+
+def listing(names: list[str], most: int = 40) -> str:
+    """Return names as an indented list, cut after `most`."""
+    cut = [f"... and {len(names) - most} more"] if len(names) > most else []
+    return "\n".join(f"  {name}" for name in [*names[:most], *cut]) or "  (none)"

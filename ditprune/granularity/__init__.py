@@ -1,0 +1,8 @@
+"""Who competes with whom, and how many of them stay."""
+
+from ditprune.granularity.base import Granularity as Granularity
+from ditprune.granularity.base import Masks as Masks
+from ditprune.granularity.base import Pools as Pools
+from ditprune.granularity.clustering_aware import ClusteringAware as ClusteringAware
+from ditprune.granularity.layer import Layer as Layer
+from ditprune.granularity.row import Row as Row

@@ -1,0 +1,187 @@
+"""The Lightning modules that trained the zoo: ordinary ones, which know nothing of pruning."""
+
+import math
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ditprune.families import DiT, Family
+from ditprune.sampling import draw_noise, sample_latents
+from ditprune.zoo import load_pretrained
+from ditprune.zoo.digits import DigitClassifier
+
+LabelledBatch = Sequence[Tensor]
+"""Images in [-1, 1] [b, c, h, w], and their labels [b]: what a DataLoader makes of pairs."""
+
+
+class DenoiserModule(L.LightningModule):
+    """A class-conditional denoiser with its scheduler: trains, validates and samples."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        family: Family = DiT(),
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 25,
+        learning_rate: float = 1e-3,
+        num_warmup_steps: int = 200,
+        label_dropout: float = 0.1,
+    ) -> None:
+        """Hold the parts.
+
+        Args:
+            transformer: predicts the noise, from latents, timesteps and class labels.
+            scheduler: its noise schedule, which also steps when sampling.
+            vae: decodes latents to images; None where the transformer works on pixels.
+            family: how to call the transformer for every guidance branch.
+            guidance_scale: of classifier-free guidance when sampling; 1 is no guidance.
+            num_inference_steps: denoising steps of one image.
+            learning_rate: AdamW's peak, after the warm-up; it decays to 0 along a cosine.
+            num_warmup_steps: optimizer steps of linear warm-up.
+            label_dropout: share of the labels that are trained as the null class.
+        """
+        super().__init__()
+        self.transformer = transformer
+        self.scheduler = scheduler
+        self.vae = vae
+        self.family = family
+        self.guidance_scale = guidance_scale
+        self.num_inference_steps = num_inference_steps
+        self.learning_rate = learning_rate
+        self.num_warmup_steps = num_warmup_steps
+        self.label_dropout = label_dropout
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        family: Family = DiT(),
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 25,
+    ) -> "DenoiserModule":
+        """Load transformer, scheduler and decoder.
+
+        Args:
+            source: name of a zoo model, folder in diffusers' layout, or hub id.
+            family: how to call the transformer for every guidance branch.
+            guidance_scale: of classifier-free guidance when sampling; 1 is no guidance.
+            num_inference_steps: denoising steps of one image.
+        """
+        return cls(
+            *load_pretrained(source),
+            family=family,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self, condition: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "b c h w"]:
+        """Draw one image in [-1, 1] for each class, from a generator of its own."""
+        config = self.transformer.config
+        noise = draw_noise((config.in_channels, *[config.sample_size] * 2), generators)
+        latents = sample_latents(
+            self.transformer,
+            self.family,
+            self.scheduler,
+            noise.to(self.device, self.transformer.dtype),
+            condition.to(self.device),
+            generators,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+        )
+        return self._decode(latents).clamp(-1, 1)
+
+    def _decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        if self.vae is None:
+            return latents
+        images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return images
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Float[Tensor, ""]:
+        """Return the noise prediction error (Ho et al. 2020, Eq. 14) at random timesteps."""
+        images, labels = batch
+        loss = self._loss(images, self._drop(labels))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _drop(self, labels: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Replace some labels by the null class, on which guidance relies.
+
+        diffusers' blocks would drop theirs independently of each other, so that the null class
+        of the whole model would hardly ever be trained; eval mode keeps them from it.
+        """
+        self.transformer.eval()
+        dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+        return labels.masked_fill(dropped, self.transformer.config.num_embeds_ada_norm)
+
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+        """Log the noise prediction error on images that were not trained on."""
+        generator = torch.Generator().manual_seed(batch_idx)
+        self.log("val/loss", self._loss(*batch, generator), batch_size=len(batch[0]))
+
+    def _loss(
+        self,
+        images: Float[Tensor, "b c h w"],
+        labels: Int[Tensor, " b"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        num_timesteps = self.scheduler.config.num_train_timesteps
+        timestep = torch.randint(num_timesteps, (len(images),), generator=generator).to(labels)
+        noised = self.scheduler.add_noise(images, noise, timestep)
+        prediction = self.transformer(noised, timestep=timestep, class_labels=labels).sample
+        return F.mse_loss(prediction[:, : images.shape[1]], noise)
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:
+        """Return AdamW with a linear warm-up and a cosine decay."""
+        optimizer = AdamW(self.transformer.parameters(), self.learning_rate, weight_decay=0.0)
+        total = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            decay = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1))
+            return min(1, (step + 1) / self.num_warmup_steps) * decay
+
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+
+class ClassifierModule(L.LightningModule):
+    """Trains the classifier whose features judge the digits."""
+
+    def __init__(self, learning_rate: float = 2e-3) -> None:
+        """Make an untrained classifier.
+
+        Args:
+            learning_rate: of AdamW.
+        """
+        super().__init__()
+        self.classifier = DigitClassifier()
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Float[Tensor, ""]:
+        """Return the cross-entropy on images shifted by up to one pixel."""
+        images, labels = batch
+        padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
+        top, left = torch.randint(3, (2,)).tolist()
+        shifted = padded[:, :, top : top + 8, left : left + 8]
+        return F.cross_entropy(self.classifier(shifted), labels, label_smoothing=0.05)
+
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+        """Log the share of held-out digits that are read rightly."""
+        images, labels = batch
+        accuracy = (self.classifier(images).argmax(1) == labels).float().mean()
+        self.log("val/accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return AdamW."""
+        return AdamW(self.parameters(), self.learning_rate, weight_decay=1e-2)

@@ -1,0 +1,80 @@
+"""Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ditprune.metrics.base import FeatureMetric
+
+BLOCK_SIZE = 1024
+"""Rows of a distance matrix in memory at once: 0.4 GB beside 50,000 images."""
+
+
+class PrecisionRecall(FeatureMetric):
+    """How many generated images look real, and how many real ones can be generated."""
+
+    higher_is_better = True
+
+    def __init__(self, num_neighbors: int = 3, block_size: int = BLOCK_SIZE, **kwargs: Any) -> None:
+        """Choose the neighbour whose distance is a ball's radius (3 in the paper)."""
+        super().__init__(**kwargs)
+        self.num_neighbors = num_neighbors
+        self.block_size = block_size
+
+    def compute(self) -> dict[str, float]:
+        """Return `precision` and `recall`."""
+        precision, recall = precision_recall(*self.pools(), self.num_neighbors, self.block_size)
+        return {"precision": precision, "recall": recall}
+
+
+def precision_recall(
+    generated: Float[Tensor, "n d"],
+    reference: Float[Tensor, "m d"],
+    num_neighbors: int = 3,
+    block_size: int = BLOCK_SIZE,
+) -> tuple[float, float]:
+    """Return the share of generated images in reference balls, and the reverse (Eq. 1-3).
+
+    Raises:
+        ValueError: if an image of either set lacks that many neighbours.
+    """
+    if min(len(generated), len(reference)) <= num_neighbors:
+        raise ValueError(
+            f"precision and recall with {num_neighbors} neighbours need at least "
+            f"{num_neighbors + 1} images in each set; got {len(generated)} generated and "
+            f"{len(reference)} of reference"
+        )
+    generated, reference = generated.double(), reference.double()
+    generated_radii = radii(generated, num_neighbors, block_size)
+    reference_radii = radii(reference, num_neighbors, block_size)
+    precision = share_covered(generated, reference, reference_radii, block_size)
+    recall = share_covered(reference, generated, generated_radii, block_size)
+    return precision, recall
+
+
+def radii(
+    points: Float64[Tensor, "n d"], num_neighbors: int, block_size: int
+) -> Float64[Tensor, " n"]:
+    """Return the distance of each point to its k-th neighbour."""
+    rank = num_neighbors + 1  # every point comes first among its own neighbours
+    blocks = torch.split(points, block_size)
+    return torch.cat([distances(block, points).kthvalue(rank).values for block in blocks])
+
+
+def share_covered(
+    points: Float64[Tensor, "n d"],
+    centers: Float64[Tensor, "m d"],
+    radii: Float64[Tensor, " m"],
+    block_size: int,
+) -> float:
+    """Return the share of points that lie in a ball, its surface included."""
+    blocks = torch.split(points, block_size)
+    covered = torch.cat([(distances(block, centers) <= radii).any(1) for block in blocks])
+    return covered.double().mean().item()
+
+
+def distances(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
+    """Return distances from differences: the matrix product's cancel where points are close."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,0 +1,6 @@
+"""What a weight is worth."""
+
+from ditprune.saliency.base import Saliency as Saliency
+from ditprune.saliency.base import Scores as Scores
+from ditprune.saliency.energy import Energy as Energy
+from ditprune.saliency.magnitude import Magnitude as Magnitude

@@ -1,0 +1,42 @@
+"""What a weight is worth."""
+
+import abc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ditprune.activations import ActivationStats
+from ditprune.targets import PruneTarget
+
+
+class Saliency(abc.ABC):
+    """How much a weight matters. Higher means: keep."""
+
+    @abc.abstractmethod
+    def score(
+        self, weight: Float[Tensor, "out in"], stats: ActivationStats
+    ) -> Float[Tensor, "out in"]:
+        """Score every weight of one layer, in float32, from the weights and what flowed in."""
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[PruneTarget, Tensor]):
+    """The scores of every layer, computed when asked for: one layer in memory at a time."""
+
+    saliency: Saliency
+    weights: Mapping[PruneTarget, Float[Tensor, "out in"]]
+    stats: Mapping[PruneTarget, ActivationStats]
+
+    def __getitem__(self, target: PruneTarget) -> Float[Tensor, "out in"]:
+        """Score one layer."""
+        return self.saliency.score(self.weights[target], self.stats[target])
+
+    def __iter__(self) -> Iterator[PruneTarget]:
+        """Iterate over the layers."""
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.weights)

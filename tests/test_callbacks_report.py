@@ -1,0 +1,81 @@
+import json
+import os
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from ditprune.callbacks import ReportCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_project import Data, Project, evaluation, pruning, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ditprune import MaskSet
+
+
+@pytest.fixture
+def run(tiny_dit, scheduler, tmp_path):
+    project = Project(tiny_dit)
+    project.scheduler = scheduler
+    callbacks = [*pruning(), evaluation(seeds=[0, 1]), ReportCallback()]
+    logger = TensorBoardLogger(tmp_path, name="run", version="")
+    trainer(tmp_path, callbacks, logger=logger).validate(project, datamodule=Data(scheduler))
+    return tmp_path / "run", tiny_dit, callbacks
+
+
+def test_diffusers_loads_the_pruned_model(run):
+    folder, pruned, callbacks = run
+    loaded = DiTTransformer2DModel.from_pretrained(folder / "transformer", low_cpu_mem_usage=False)
+    assert all(torch.equal(v, pruned.state_dict()[k]) for k, v in loaded.state_dict().items())
+    assert callbacks[1].masks.violations(loaded) == []
+
+
+def test_the_masks_on_disk_are_those_applied(run):
+    folder, _, callbacks = run
+    assert MaskSet.load(folder / "masks.safetensors").hash() == callbacks[1].masks.hash()
+    config = json.loads((folder / "transformer" / "pruning_config.json").read_text())
+    assert config["mask_hash"] == callbacks[1].masks.hash()
+    assert len(config["layers"]) == 14
+
+
+def test_the_report_gives_both_sparsities_as_counted_in_the_saved_model(run):
+    folder, pruned, _ = run
+    report = json.loads((folder / "report.json").read_text())
+    zeros = sum(int((p == 0).sum()) for p in pruned.parameters())
+    num_parameters = sum(p.numel() for p in pruned.parameters())
+    assert report["num_pruned"] == zeros
+    assert report["target_sparsity"] == 0.5
+    assert report["model_sparsity"] == pytest.approx(zeros / num_parameters)
+    assert report["seeds"] == [0, 1]
+    assert len(report["metrics"]["pruned"]["fid"]) == 2
+
+
+def test_the_tensorboard_page_has_scalars_figures_and_pairs(run):
+    folder, _, callbacks = run
+    page = EventAccumulator(str(folder)).Reload()
+    assert {"layers/sparsity", "layers/row_variation", "images/dense above pruned"} <= set(
+        page.Tags()["images"]
+    )
+    assert page.Scalars("fid/pruned")[0].value == pytest.approx(
+        sum(callbacks[2].pruned["fid"]) / 2, rel=1e-5
+    )
+    assert len(page.Scalars("sparsity_by_block/mlp_up")) == 2
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_found_before_the_work(
+    tiny_dit, scheduler, tmp_path
+):
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "run"
+    callbacks = [*pruning(), ReportCallback()]
+    with pytest.raises(ValueError, match="cannot write to the run folder"):
+        trainer(root, callbacks).validate(Project(tiny_dit), datamodule=Data(scheduler))
+    assert callbacks[0].scores is None
+
+
+def test_a_fit_alone_writes_masks_and_model(tiny_dit, scheduler, tmp_path):
+    callbacks = [*pruning(), ReportCallback()]
+    trainer(tmp_path, callbacks).fit(Project(tiny_dit), datamodule=Data(scheduler))
+    assert {"report.md", "report.json", "masks.safetensors", "transformer"} <= set(
+        os.listdir(tmp_path)
+    )
+    assert "Not measured" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from ditprune.compare import comparison, demand_comparable, main, read_report
+
+
+def report(fid: float, **changes) -> dict:
+    return {
+        "target_set": "2 layers (mlp_up)",
+        "num_target_weights": 10,
+        "num_model_weights": 20,
+        "num_samples": 50,
+        "seeds": [0, 1],
+        "target_sparsity": 0.5,
+        "model_sparsity": 0.25,
+        "metrics": {
+            "dense": {"fid": [1.0, 1.0]},
+            "pruned": {"fid": [fid, fid], "psnr": ["inf", 1.0]},
+        },
+        **changes,
+    }
+
+
+def printed(table) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_the_table_has_a_row_for_the_dense_model_and_each_run():
+    text = printed(comparison({"a": report(4.0), "b": report(3.0)}))
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
+    assert rows.keys() == {"dense", "a", "b"}
+    assert "1 ± 0 " in rows["dense"]
+    assert "3 ± 0 " in rows["b"]
+    assert "50.00%" in rows["a"]
+    assert "25.00%" in rows["a"]
+    assert "2 layers (mlp_up); 50 images for each of 2 seeds" in text
+
+
+@pytest.mark.parametrize("change", [{"num_samples": 60}, {"seeds": [0]}, {"target_set": "x"}])
+def test_runs_that_cannot_be_compared_are_refused(change):
+    with pytest.raises(ValueError, match=f"their {next(iter(change))} differs"):
+        demand_comparable({"a": report(1.0), "b": report(1.0, **change)})
+
+
+def test_a_folder_without_a_report_is_named(tmp_path):
+    (tmp_path / "report.json").write_text("{")
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ValueError, match=f"{folder} is no finished run"):
+            read_report(folder)
+
+
+def test_the_command_prints_the_table(tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(report(2.0)))
+    main([str(tmp_path)])
+    assert "dense" in capsys.readouterr().out

@@ -1,0 +1,35 @@
+"""Every YAML in configs/ runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ditprune.cli import main
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_is_the_command(path):
+    verb = "fit" if path.stem.startswith("train_") else "prune"
+    assert path.read_text().splitlines()[0] == f"# ditprune {verb} --config configs/{path.name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path, monkeypatch):
+    """With the smallest numbers, and its output below tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    for callback in content["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("EvaluationCallback"):
+            callback["init_args"].update(num_samples=12, chunk_size=6)
+    if path.stem.startswith("train_"):
+        content["trainer"].update(max_steps=2, max_epochs=1)
+    else:
+        content["model"]["init_args"]["num_inference_steps"] = 2
+        content["data"].setdefault("init_args", {})["num_calibration_samples"] = 4
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    verb = path.read_text().split()[2]
+    main([verb, "--config", "config.yaml", "--trainer.limit_val_batches", "1"])
+    assert list(tmp_path.rglob("*.safetensors"))

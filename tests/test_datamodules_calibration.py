@@ -1,0 +1,68 @@
+import pytest
+import torch
+from ditprune.datamodules import CalibrationDataset, DigitsDataModule, collate
+from torch.utils.data import DataLoader
+
+from ditprune.families import Batch
+
+
+@pytest.fixture
+def dataset(scheduler) -> CalibrationDataset:
+    images = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 8, 8) / 10 - 1
+    return CalibrationDataset(images, torch.arange(20) % 10, scheduler, num_samples=16, seed=3)
+
+
+def joined(loader) -> Batch:
+    return Batch(*(torch.cat(parts) for parts in zip(*loader, strict=True)))
+
+
+def test_timesteps_cover_every_part_of_the_schedule_once(dataset):
+    batch = joined(DataLoader(dataset, 5, collate_fn=collate))
+    assert (batch.timestep * 16 // 1000).tolist() == list(range(16))
+    assert torch.allclose(batch.noise_level, batch.timestep / 1000)
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 0), (7, 0), (16, 2)])
+def test_neither_batch_size_nor_workers_change_a_bit(dataset, size, workers):
+    loader = DataLoader(dataset, size, num_workers=workers, collate_fn=collate)
+    reference = joined(DataLoader(dataset, 4, collate_fn=collate))
+    assert all(torch.equal(a, b) for a, b in zip(joined(loader), reference, strict=True))
+
+
+def test_latents_are_the_images_noised_as_the_scheduler_does(dataset, scheduler):
+    sample = dataset[15]
+    alpha = scheduler.alphas_cumprod[sample.timestep]
+    image = dataset.images[dataset.order[15]]
+    noise = (sample.latents[0] - alpha.sqrt() * image) / (1 - alpha).sqrt()
+    assert abs(noise.mean()) < 0.5
+    assert 0.7 < noise.std() < 1.3
+
+
+def test_images_are_drawn_without_replacement_and_keep_their_condition(dataset):
+    assert len(set(dataset.order[:16].tolist())) == 16
+    for index in (0, 9):
+        assert dataset[index].condition.item() == dataset.order[index] % 10
+
+
+def test_another_seed_gives_other_samples(dataset, scheduler):
+    other = CalibrationDataset(dataset.images, dataset.conditions, scheduler, 16, seed=4)
+    assert not torch.equal(other.order, dataset.order)
+    assert not torch.equal(other[0].latents, dataset[0].latents)
+
+
+def test_conditions_of_another_number_are_refused(dataset, scheduler):
+    with pytest.raises(ValueError, match="20 images have 3 conditions"):
+        CalibrationDataset(dataset.images, torch.arange(3), scheduler)
+
+
+def test_digits_are_calibrated_with_training_images_only():
+    module = DigitsDataModule(num_calibration_samples=8, calibration_batch_size=3)
+    batches = list(module.calibration_dataloader())
+    assert [len(batch.latents) for batch in batches] == [3, 3, 2]
+    assert {len(images) for images, _ in module.val_dataloader()} == {128, 104}
+    assert sum(len(images) for images in module.reference_dataloader()) == 1437
+
+
+def test_digits_are_asked_for_equally_often():
+    conditions = DigitsDataModule().evaluation_conditions(20)
+    assert conditions.bincount().tolist() == [2] * 10

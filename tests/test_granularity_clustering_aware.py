@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from contracts import GranularityContract, target
+
+from ditprune.granularity import ClusteringAware, Layer, Row
+from ditprune.granularity.clustering_aware import row_variation, widest_gap
+from ditprune.targets import PruneTarget, Role
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def clustered(seed: int = 0) -> torch.Tensor:
+    """Rows of two very different loudnesses, as in adaLN layers."""
+    return noise(8, 32, seed=seed) * torch.tensor([1.0] * 4 + [100.0] * 4).unsqueeze(1)
+
+
+def model_scores() -> dict[PruneTarget, torch.Tensor]:
+    return {
+        **{target(f"mlp{i}"): noise(8, 32, seed=i) for i in range(3)},
+        **{target(f"ada{i}", Role.MODULATION): clustered(seed=i) for i in range(3)},
+    }
+
+
+class TestAuto(GranularityContract):
+    granularity = ClusteringAware(0.5)
+
+    def test_clustered_layers_are_pruned_per_row_and_the_others_per_layer(self):
+        scores = model_scores()
+        kept = self.granularity.keep(scores)
+        for name, mask in kept.items():
+            expected = Row(0.5) if name.role is Role.MODULATION else Layer(0.5)
+            assert torch.equal(mask, expected.keep(scores)[name])
+
+    def test_layers_that_are_all_alike_are_all_pruned_per_layer(self):
+        scores = {target(str(i)): clustered(seed=i) for i in range(6)}
+        assert {pools.name for pools in self.granularity.pools(scores).values()} == {"layer"}
+
+    def test_one_outlier_is_no_kind(self):
+        scores = {**{target(f"{i}"): noise(8, 32, seed=i) for i in range(5)}, target(): clustered()}
+        assert self.granularity.pools(scores)[target()].name == "layer"
+
+    def test_what_it_will_be_is_not_known_beforehand(self):
+        assert self.granularity.label(target()) == "row or layer"
+
+
+class TestByKind(GranularityContract):
+    granularity = ClusteringAware(0.5, threshold="by-kind")
+
+    def test_modulation_is_pruned_per_row_whatever_its_scores(self):
+        scores = {target("ada", Role.MODULATION): noise(4, 4), target("mlp"): clustered()}
+        names = [pools.name for pools in self.granularity.pools(scores).values()]
+        assert names == ["row", "layer"]
+
+    def test_what_it_will_be_is_known_beforehand(self):
+        assert self.granularity.label(target(role=Role.MODULATION)) == "row"
+        assert self.granularity.label(target()) == "layer"
+
+
+class TestThreshold(GranularityContract):
+    granularity = ClusteringAware(0.5, threshold=0.1)
+
+    def test_a_layer_above_the_threshold_is_pruned_per_row(self):
+        scores = {target("a"): noise(8, 32), target("b"): clustered()}
+        assert row_variation(scores[target("a")]) < 0.1 < row_variation(scores[target("b")])
+        assert [p.name for p in self.granularity.pools(scores).values()] == ["layer", "row"]
+
+
+def test_the_coefficient_is_the_papers_equation_10():
+    score = torch.tensor([[1.0, 3.0], [5.0, 7.0], [0.0, 2.0]])
+    means = np.array([2.0, 6.0, 1.0])
+    assert row_variation(score) == pytest.approx(means.var() / means.mean() ** 2)
+
+
+def test_the_coefficient_of_a_dead_layer_is_zero():
+    assert row_variation(torch.zeros(3, 4)) == 0
+
+
+def test_the_threshold_lies_in_the_widest_gap_on_a_log_scale():
+    # On a linear scale the widest gap would be that between 1 and 30.
+    assert 0.003 < widest_gap([0.001, 0.003, 0.5, 1.0, 30.0]) < 0.5
+
+
+def test_a_narrow_gap_is_none():
+    assert widest_gap([1.0, 2.0, 3.0, 4.0, 5.0]) == float("inf")
+    assert widest_gap([1.0]) == float("inf")

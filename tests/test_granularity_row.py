@@ -1,0 +1,19 @@
+import torch
+from contracts import GranularityContract, target
+
+from ditprune.granularity import Row
+
+
+class TestRow(GranularityContract):
+    granularity = Row(0.5)
+
+    def test_a_quiet_row_keeps_its_share_unlike_in_layer(self):
+        score = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        kept = self.granularity.keep({target(): score})[target()]
+        assert kept.tolist() == [[False, True], [False, True]]
+
+    def test_no_row_gives_over_one_weight_more_than_another(self):
+        score = torch.rand(5, 9, generator=torch.Generator().manual_seed(0))
+        pruned = (~Row(0.3).keep({target(): score})[target()]).sum(1)
+        assert int(pruned.sum()) == round(0.3 * 45)
+        assert int(pruned.max() - pruned.min()) == 1

@@ -1,0 +1,114 @@
+"""Improved precision and recall."""
+
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from ditprune.metrics import Features, PrecisionRecall, precision_recall
+
+
+def cloud(num_images, seed, shift=0.0, scale=1.0):
+    noise = torch.randn(num_images, 6, generator=torch.Generator().manual_seed(seed))
+    return (scale * noise + shift).double()
+
+
+def line(*positions):
+    return torch.tensor(positions, dtype=torch.float64).unsqueeze(1)
+
+
+def share_by_sklearn(points, centers, num_neighbors):
+    radii = NearestNeighbors(n_neighbors=num_neighbors + 1, algorithm="brute").fit(centers)
+    radii = radii.kneighbors(centers)[0][:, -1]
+    gaps = (points.unsqueeze(1) - centers).square().sum(2).sqrt().numpy()
+    return (gaps <= radii).any(1).mean()
+
+
+def test_on_a_line_it_can_be_counted_by_hand():
+    generated, reference = line(0, 1, 10, 11), line(0, 2, 4, 100)
+    # Balls of reference: [-2, 2], [0, 4], [2, 6], [4, 196]: they hold 0, 1, 10, 11.
+    # Balls of generated: [-1, 1], [0, 2], [9, 11], [10, 12]: they hold 0, 2, not 4 and 100.
+    assert precision_recall(generated, reference, num_neighbors=1) == (1.0, 0.5)
+
+
+def test_the_nearest_neighbour_of_a_point_is_not_itself():
+    # With k = 1 the balls of 0, 4, 100 reach 4, 4 and 96 far, not 0.
+    assert precision_recall(line(3, 50, -5), line(0, 4, 100), num_neighbors=1)[0] == 2 / 3
+
+
+def test_the_surface_of_a_ball_belongs_to_it():
+    # Reference balls [-1, 1], [0, 2]; 2 is on a surface, 3 is outside.
+    assert precision_recall(line(2, 3), line(0, 1), num_neighbors=1)[0] == 0.5
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3, 5])
+def test_both_numbers_are_those_of_an_exact_search_by_sklearn(num_neighbors):
+    generated, reference = cloud(90, seed=0), cloud(70, seed=1, shift=0.5, scale=1.3)
+    precision, recall = precision_recall(generated, reference, num_neighbors)
+    assert precision == share_by_sklearn(generated, reference, num_neighbors)
+    assert recall == share_by_sklearn(reference, generated, num_neighbors)
+    assert precision != recall
+
+
+@pytest.mark.parametrize("save_cpu_ram", [False, True])
+def test_both_numbers_are_those_of_torch_fidelity(save_cpu_ram):
+    generated, reference = cloud(90, seed=2), cloud(70, seed=3, shift=0.5, scale=1.3)
+    theirs = prc_features_to_metric(
+        generated,
+        reference,
+        prc_neighborhood=3,
+        prc_batch_size=32,
+        save_cpu_ram=save_cpu_ram,
+        verbose=False,
+    )
+    ours = precision_recall(generated, reference)
+    assert ours == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
+
+
+def test_swapping_the_sets_swaps_precision_and_recall():
+    narrow, wide = cloud(60, seed=4, scale=0.3), cloud(80, seed=5)
+    precision, recall = precision_recall(narrow, wide)
+    assert precision > recall + 0.3
+    assert precision_recall(wide, narrow) == (recall, precision)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 60, 1000])
+def test_the_size_of_the_blocks_does_not_show(block_size):
+    generated, reference = cloud(60, seed=6), cloud(45, seed=7, shift=0.5)
+    expected = precision_recall(generated, reference)
+    assert precision_recall(generated, reference, block_size=block_size) == expected
+
+
+def test_a_set_far_from_the_origin_measures_the_same():
+    generated, reference = (cloud(60, seed).mul(4).round() for seed in (8, 9))
+    there = 2.0**40
+    expected = precision_recall(generated, reference)
+    assert 0 < expected[0] < 1
+    assert precision_recall(generated + there, reference + there) == expected
+
+
+def test_copies_of_one_image_shrink_their_balls_to_a_point():
+    generated, reference = line(5, 5, 5, 5, 6), line(0, 5, 7, 9, 11)
+    # Balls of generated: four points {5} and [5, 7]; they hold 5 and 7 of the reference.
+    assert precision_recall(generated, reference)[1] == 2 / 5
+
+
+def test_a_set_equal_to_its_reference_is_perfect():
+    images = cloud(30, seed=10)
+    assert precision_recall(images, images.clone()) == (1.0, 1.0)
+
+
+def test_too_few_images_for_the_neighbours_are_refused_with_the_numbers():
+    assert precision_recall(line(0, 1, 2, 3), line(0, 1, 2, 3)) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="at least 4 images in each set; got 3 generated and 5"):
+        precision_recall(line(0, 1, 2), line(0, 1, 2, 3, 4))
+
+
+def test_the_metric_tells_generated_from_reference_and_takes_its_settings():
+    generated, reference = cloud(60, seed=11, scale=0.3), cloud(80, seed=12)
+    metric = PrecisionRecall(num_neighbors=1, block_size=16)
+    metric.update(Features(generated, generated), Features(reference, reference))
+    precision, recall = precision_recall(generated, reference, num_neighbors=1)
+    assert precision != recall
+    assert (precision, recall) != precision_recall(generated, reference)
+    assert metric.compute() == {"precision": precision, "recall": recall}

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from ditprune import PruneTarget, Role
+from ditprune.plan import LayerPlan, Plan
+from ditprune.report import PruneReport, spread
+
+
+def layer(block: int, shape: tuple[int, int], num_pruned: int) -> LayerPlan:
+    target = PruneTarget(f"blocks.{block}.up", Role.MLP_UP, block, 1)
+    return LayerPlan(target, shape, "row", num_pruned, row_variation=0.25)
+
+
+@pytest.fixture
+def report() -> PruneReport:
+    return PruneReport(
+        recipe={"saliency": "Wanda"},
+        plan=Plan((layer(0, (10, 10), 20), layer(1, (10, 30), 180)), num_model_weights=1000),
+        mask_hash="abc",
+        num_samples=50,
+        seeds=(0, 7),
+        dense={"fid": [1.0, 3.0]},
+        pruned={"fid": [4.0, 4.5], "psnr": [float("inf"), 20.0]},
+        cost={"calibration, s": 1.25},
+    )
+
+
+def test_sparsity_is_weighted_by_size_and_given_for_targets_and_model(report):
+    assert report.plan.target_sparsity == 0.5
+    assert report.plan.model_sparsity == 0.2
+    assert "200 of 400 weights go (50.00%); whole model: 20.00% of 1,000" in report.to_markdown()
+
+
+def test_the_table_gives_mean_and_deviation_over_the_seeds(report):
+    # The deviation of a sample of two, 1 and 3, is the root of 2.
+    assert "| fid ↓ | 2 ± 1.4 (2 seeds) | 4.25 ± 0.35 (2 seeds) |" in report.to_markdown()
+    assert "50 for each of 2 seeds [0, 7]" in report.to_markdown()
+
+
+def test_one_seed_has_no_deviation():
+    assert spread([2.5]) == "2.5 (1 seed)"
+
+
+def test_the_json_is_strict_and_complete(report):
+    parsed = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert parsed["metrics"]["pruned"]["psnr"] == ["inf", 20.0]
+    assert parsed["layers"][1]["sparsity"] == pytest.approx(0.6)
+    assert parsed["target_set"] == "2 layers (mlp_up)"
+
+
+def test_the_config_beside_the_model_holds_no_measurement(report):
+    assert {"metrics", "cost"}.isdisjoint(report.pruning_config())
+    assert report.pruning_config()["mask_hash"] == "abc"
+
+
+def test_saving_writes_both_files(report, tmp_path):
+    report.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]

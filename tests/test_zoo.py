@@ -1,0 +1,49 @@
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import load_model
+
+from ditprune.evaluation import SamplingPlan, draw_samples
+from ditprune.lit import DenoiserModule
+from ditprune.metrics import DigitsClassifier
+from ditprune.zoo import load_pretrained
+from ditprune.zoo.digits import DigitClassifier, load_split
+from ditprune.zoo.pretrained import ZOO, zoo_names
+
+
+def test_everyone_gets_the_same_split_with_all_classes_in_both_parts():
+    train, held_out = load_split()
+    assert (len(train.images), len(held_out.images)) == (1437, 360)
+    assert held_out.labels.bincount().min() >= 33
+    assert train.images.min() == -1
+    assert train.images.max() == 1
+    digest = hashlib.sha256(train.labels.numpy().tobytes()).hexdigest()
+    assert digest == hashlib.sha256(load_split().train.labels.numpy().tobytes()).hexdigest()
+
+
+def test_the_classifier_reads_held_out_digits():
+    classifier = DigitClassifier().eval()
+    load_model(classifier, ZOO / "digits-classifier" / "classifier.safetensors")
+    images, labels = load_split().held_out
+    with torch.no_grad():
+        assert (classifier(images).argmax(1) == labels).float().mean() >= 0.97
+
+
+@pytest.mark.slow
+def test_the_dense_model_draws_the_digit_that_is_asked_for(tmp_path):
+    module = DenoiserModule.from_pretrained("digits-dit").eval()
+    plan = SamplingPlan(torch.arange(1000) % 10)
+    drawn = draw_samples(module, plan, DigitsClassifier(), tmp_path, "dense")[0]
+    read = drawn.features.logits.argmax(1)
+    assert (read == plan.conditions).float().mean() >= 0.95
+
+
+def test_the_zoo_is_found_by_name():
+    assert zoo_names() == ["digits-dit"]
+    assert load_pretrained("digits-dit").vae is None
+
+
+def test_a_model_that_cannot_be_loaded_is_named_with_what_could(tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)cannot load the model '.*nothing'.*digits-dit"):
+        load_pretrained(str(tmp_path / "nothing"))
