@@ -1,7 +1,8 @@
 """A `trainer.fit` that trains nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import lightning as L
 import torch.distributed as dist
@@ -18,9 +19,9 @@ def without_training(trainer: L.Trainer) -> Iterator[None]:
     strategy = trainer.strategy
     limits = trainer.limit_train_batches, trainer.num_sanity_val_steps
     trainer.limit_train_batches, trainer.num_sanity_val_steps = 0, 0
-    replaced = {"setup_optimizers": lambda trainer: None}
+    replaced: dict[str, Callable[..., None]] = {"setup_optimizers": lambda trainer: None}
     if isinstance(strategy, DDPStrategy):
-        replaced["configure_ddp"] = lambda: synchronize_(strategy)  # type: ignore[assignment]
+        replaced["configure_ddp"] = partial(synchronize_, strategy)
     vars(strategy).update(replaced)
     try:
         yield

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from ditprune.callbacks.before_pruning import BeforePruning
-from ditprune.callbacks.lookup import demand_callback
+from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
 
 from ditprune.distributed import broadcast_text
@@ -66,7 +66,7 @@ class GranularityCallback(L.Callback):
     def _finalise(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.masks is not None:
             return
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, BeforePruning):
                 callback.before_pruning(trainer, pl_module)
         pruner = demand_callback(trainer, PruneCallback)

@@ -9,13 +9,18 @@ from torch import nn
 C = TypeVar("C", bound=L.Callback)
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """Return the trainer's callbacks, an attribute that Lightning sets without declaring it."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 def find_callback(trainer: L.Trainer, kind: type[C]) -> C | None:
     """Return the trainer's callback of a kind, or None.
 
     Raises:
         ValueError: if there are several.
     """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
     if len(found) > 1:
         raise ValueError(f"the trainer has {len(found)} {kind.__name__}s; keep one")
     return found[0] if found else None
@@ -27,7 +32,7 @@ def demand_callback(trainer: L.Trainer, kind: type[C]) -> C:
     if found is None:
         raise ValueError(
             f"pruning takes a PruneCallback and a GranularityCallback, and the trainer has no "
-            f"{kind.__name__}; it has {[type(c).__name__ for c in trainer.callbacks]}"
+            f"{kind.__name__}; it has {[type(c).__name__ for c in callbacks_of(trainer)]}"
         )
     return found
 

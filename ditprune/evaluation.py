@@ -147,9 +147,11 @@ Measured = dict[str, list[float]]
 def measure(
     samples: Mapping[int, Samples], reference: Features, metrics: Iterable[FeatureMetric]
 ) -> Measured:
-    """Compare the samples of each seed with the reference images."""
+    """Compare the samples of each seed with the reference images; every rank holds them all."""
     measured: Measured = {}
-    for metric in metrics:
+    for original in metrics:
+        metric = original.clone()
+        metric.distributed_available_fn = lambda: False  # or ranks would add up equal samples
         for drawn in samples.values():
             metric.reset()
             metric.update(drawn.features, reference)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -50,7 +52,7 @@ class DenoiserModule(L.LightningModule):
             label_dropout: share of the labels that are trained as the null class.
         """
         super().__init__()
-        self.transformer = transformer
+        self.transformer: Any = transformer
         self.scheduler = scheduler
         self.vae = vae
         self.family = family
@@ -127,8 +129,10 @@ class DenoiserModule(L.LightningModule):
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Log the noise prediction error on images that were not trained on."""
+        images, labels = batch
         generator = torch.Generator().manual_seed(batch_idx)
-        self.log("val/loss", self._loss(*batch, generator), batch_size=len(batch[0]))
+        loss = self._loss(images, labels, generator)
+        self.log("val/loss", loss, batch_size=len(labels), sync_dist=True)
 
     def _loss(
         self,
@@ -143,7 +147,7 @@ class DenoiserModule(L.LightningModule):
         prediction = self.transformer(noised, timestep=timestep, class_labels=labels).sample
         return F.mse_loss(prediction[:, : images.shape[1]], noise)
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, object]]]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with a linear warm-up and a cosine decay."""
         optimizer = AdamW(self.transformer.parameters(), self.learning_rate, weight_decay=0.0)
         total = int(self.trainer.estimated_stepping_batches)
@@ -152,7 +156,11 @@ class DenoiserModule(L.LightningModule):
             decay = 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1))
             return min(1, (step + 1) / self.num_warmup_steps) * decay
 
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        schedule: LRSchedulerConfigType = {
+            "scheduler": LambdaLR(optimizer, factor),
+            "interval": "step",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 class ClassifierModule(L.LightningModule):

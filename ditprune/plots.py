@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -38,7 +39,7 @@ def row_variation_figure(layers: Sequence[LayerPlan]) -> Figure:
         mine = [layer for layer in layers if layer.target.role is role]
         axes.scatter(
             [layer.target.block for layer in mine],
-            [layer.row_variation for layer in mine],
+            [layer.row_variation or 0.0 for layer in mine],
             edgecolors=f"C{number}",
             facecolors=[f"C{number}" if x.granularity == "row" else "none" for x in mine],
             label=role.value,
@@ -49,7 +50,7 @@ def row_variation_figure(layers: Sequence[LayerPlan]) -> Figure:
         yscale="log",
         title="filled: pruned per row; open: otherwise",
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper")
     return figure
 

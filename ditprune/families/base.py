@@ -4,7 +4,7 @@ import abc
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -110,6 +110,11 @@ class Family(abc.ABC):
                 "model has none. Choose the family of your model, or write the table of its "
                 f"layers (families.Table); its prunable layers are:\n{listing(candidates)}"
             )
+
+
+def config_of(model: nn.Module) -> Any:
+    """Return the configuration of a diffusers model."""
+    return model.config
 
 
 def is_prunable(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditprune.families.base import Batch, Family
+from ditprune.families.base import Batch, Family, config_of
 from ditprune.targets import Role
 
 BLOCK = r"transformer_blocks\.(?P<block>\d+)\."
@@ -36,12 +36,12 @@ class DiT(Family):
 
     def num_heads(self, model: nn.Module) -> int:
         """Return `config.num_attention_heads`."""
-        return int(model.config.num_attention_heads)
+        return int(config_of(model).num_attention_heads)
 
     def predict(self, model: nn.Module, batch: Batch) -> Float[Tensor, "2 b c h w"]:
         """Predict with the class asked for, and with the null class of guidance."""
         assert isinstance(batch.condition, Tensor)
-        null = torch.full_like(batch.condition, model.config.num_embeds_ada_norm)
+        null = torch.full_like(batch.condition, config_of(model).num_embeds_ada_norm)
         prediction = model(
             torch.cat([batch.latents, batch.latents]),
             timestep=torch.cat([batch.timestep, batch.timestep]),
