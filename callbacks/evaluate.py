@@ -98,6 +98,7 @@ class EvaluationCallback(BeforePruning):
                 "condition, generators), and there is none; see ditprune.evaluation.Sampler"
             )
         self._plan(trainer)
+        self.extractor.to(pl_module.device)  # loads its weights: now, not after the sampling
 
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the dense model's images, once."""

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ditprune.atomic import demand_writable
+from ditprune.atomic import demand_writable, writing_folder
 from ditprune.distributed import barrier, rank
 from ditprune.export import save_pruned
-from ditprune.plots import pair_grid, row_variation_figure, sparsity_figure
 from ditprune.report import PruneReport
+from ditprune.tensorboard import write_layers, write_pairs
 
 PACKAGES = ("ditprune", "torch", "lightning", "diffusers")
 
@@ -72,25 +72,18 @@ class ReportCallback(L.Callback):
         save_pruned(pruner.transformer(pl_module), masks, config, folder, pruner.module)
         scheduler = getattr(pl_module, "scheduler", None)
         if isinstance(scheduler, SchedulerMixin):
-            scheduler.save_pretrained(folder / "scheduler")
+            with writing_folder(folder / "scheduler") as draft:
+                scheduler.save_pretrained(draft)
 
     def _log(self, trainer: L.Trainer, logger: TensorBoardLogger) -> None:
         assert self.report is not None
-        page = logger.experiment
-        layers = self.report.plan.layers
-        page.add_figure("layers/sparsity", sparsity_figure(layers))
-        page.add_figure("layers/row_variation", row_variation_figure(layers))
-        for layer in layers:
-            page.add_scalar(
-                f"sparsity_by_block/{layer.target.role.value}", layer.sparsity, layer.target.block
-            )
-        page.add_text("report", self.report.to_markdown())
+        write_layers(logger.experiment, self.report)
         evaluation = find_callback(trainer, EvaluationCallback)
         if evaluation is not None and evaluation.pruned_samples is not None:
             assert evaluation.dense_samples is not None
             seed = evaluation.seeds[0]
             dense, pruned = evaluation.dense_samples[seed], evaluation.pruned_samples[seed]
-            page.add_image("images/dense above pruned", pair_grid(dense.images, pruned.images))
+            write_pairs(logger.experiment, dense.images, pruned.images)
         logger.log_hyperparams(dict(self.report.recipe), self.report.scalars())
 
     def _make_report(self, trainer: L.Trainer) -> PruneReport:

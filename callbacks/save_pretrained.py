@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import lightning as L
+from diffusers import ModelMixin, SchedulerMixin
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save_model
+
+from ditprune.atomic import writing, writing_folder
 
 
 class SavePretrained(L.Callback):
@@ -15,8 +18,8 @@ class SavePretrained(L.Callback):
 
         Args:
             folder: to write to.
-            attributes: of the LightningModule: models and schedulers with `save_pretrained`
-                become a folder each, other networks `<attribute>.safetensors`.
+            attributes: of the LightningModule: diffusers' models and schedulers become a
+                folder each, other networks `<attribute>.safetensors`.
         """
         self.folder = Path(folder)
         self.attributes = attributes
@@ -26,8 +29,9 @@ class SavePretrained(L.Callback):
         """Write the networks, after any averaged weights were copied back."""
         for attribute in self.attributes:
             part = getattr(pl_module, attribute)
-            if hasattr(part, "save_pretrained"):
-                part.save_pretrained(self.folder / attribute)
+            if isinstance(part, ModelMixin | SchedulerMixin):
+                with writing_folder(self.folder / attribute) as draft:
+                    part.save_pretrained(draft)
             else:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_model(part, str(self.folder / f"{attribute}.safetensors"))
+                with writing(self.folder / f"{attribute}.safetensors") as draft:
+                    save_model(part, str(draft))

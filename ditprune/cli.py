@@ -32,8 +32,13 @@ class PruneTrainer(L.Trainer):
         """
         if dry_run:
             self.show_plan(model)
-        else:
-            self.validate(model, datamodule=datamodule)
+            return
+        self.validate(model, datamodule=datamodule)
+        if demand_callback(self, GranularityCallback).masks is None:
+            raise ValueError(
+                "nothing was pruned, because validation had no batch to run on; give the "
+                "datamodule a val_dataloader, and limit_val_batches above 0"
+            )
 
     def show_plan(self, model: L.LightningModule) -> None:
         """Print what every layer would give, and both sparsities."""
@@ -70,7 +75,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=["--dry_run=true" if a == "--dry-run" else a for a in arguments],
         )
-    except Exception as error:
+    except ValueError as error:
         ours = written_for_user(error)
         if ours is None:
             raise
@@ -78,10 +83,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def written_for_user(error: BaseException | None) -> BaseException | None:
-    """Return the error that ditprune itself raised, if one is the cause of this one."""
-    while error is not None and not raised_by_ditprune(error.__traceback__):
+    """Return the ValueError that ditprune itself raised, if one is the cause of this one."""
+    while error is not None:
+        if isinstance(error, ValueError) and raised_by_ditprune(error.__traceback__):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def raised_by_ditprune(traceback: TracebackType | None) -> bool:

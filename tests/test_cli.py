@@ -115,3 +115,20 @@ def test_errors_that_are_not_ours_keep_their_traceback(config, monkeypatch):
     with pytest.raises(ZeroDivisionError, match="a bug"):
         main(["prune", "--config", config()])
     assert "ditprune.cli" in sys.modules
+
+
+def test_a_validation_that_does_not_run_is_no_silent_success(config):
+    path = config(lambda content: content["trainer"].update(limit_val_batches=0))
+    assert "nothing was pruned" in message_of("prune", "--config", path)
+
+
+def test_missing_feature_weights_are_found_before_the_calibration(config, tmp_path, capsys):
+    def misplace(content):
+        content["trainer"]["callbacks"][2]["init_args"]["extractor"] = {
+            "class_path": "ditprune.metrics.DigitsClassifier",
+            "init_args": {"weights": str(tmp_path / "nothing.safetensors")},
+        }
+
+    message = message_of("prune", "--config", config(misplace))
+    assert "cannot load the digits classifier" in message
+    assert "calibrating" not in capsys.readouterr().out
