@@ -1,12 +1,14 @@
 """Calibration samples: noised images at timesteps that cover the whole schedule evenly."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ditprune.families import Batch
+from ditprune.families import Batch, Condition, map_condition
 from ditprune.sampling import sample_generator
 
 
@@ -21,7 +23,7 @@ class CalibrationDataset(Dataset[Batch]):
     def __init__(
         self,
         images: Float[Tensor, "images c h w"],
-        conditions: Int[Tensor, " conditions"],
+        conditions: Condition,
         scheduler: SchedulerMixin,
         num_samples: int = 128,
         seed: int = 0,
@@ -30,13 +32,15 @@ class CalibrationDataset(Dataset[Batch]):
 
         Args:
             images: clean images in [-1, 1], or latents of the model's own scale.
-            conditions: the class of each.
+            conditions: the class of each [images], or named tensors [images, ...]: embeddings
+                of its prompt, for instance.
             scheduler: whose `add_noise` to use: the model's own.
             num_samples: how many samples to make; the paper's 128 are enough (Table 10).
             seed: of images, timesteps and noise.
         """
-        if len(images) != len(conditions):
-            raise ValueError(f"{len(images)} images have {len(conditions)} conditions")
+        for values in [conditions] if isinstance(conditions, Tensor) else conditions.values():
+            if len(images) != len(values):
+                raise ValueError(f"{len(images)} images have {len(values)} conditions")
         if num_samples > 0 and len(images) == 0:
             raise ValueError("there are no images to calibrate with")
         self.images = images
@@ -57,13 +61,13 @@ class CalibrationDataset(Dataset[Batch]):
         num_timesteps = self.scheduler.config.num_train_timesteps
         level = (index + torch.rand(1, generator=generator)) / self.num_samples
         timestep = (level * num_timesteps).long().clamp(max=num_timesteps - 1)
-        chosen = self.order[index % len(self.order)]
-        image = self.images[chosen].unsqueeze(0)
+        chosen = self.order[[index % len(self.order)]]
+        image = self.images[chosen]
         noise = torch.randn(image.shape, generator=generator)
         return Batch(
             latents=self.scheduler.add_noise(image, noise, timestep),
             timestep=timestep,
-            condition=self.conditions[chosen].unsqueeze(0),
+            condition=map_condition(lambda values: values[chosen], self.conditions),
             noise_level=timestep / num_timesteps,
         )
 
@@ -71,4 +75,12 @@ class CalibrationDataset(Dataset[Batch]):
 def collate(samples: list[Batch]) -> Batch:
     """Join batches of one."""
     latents, timesteps, conditions, levels = zip(*samples, strict=True)
-    return Batch(torch.cat(latents), torch.cat(timesteps), torch.cat(conditions), torch.cat(levels))
+    return Batch(torch.cat(latents), torch.cat(timesteps), join(conditions), torch.cat(levels))
+
+
+def join(conditions: Sequence[Condition]) -> Condition:
+    """Concatenate conditions of one kind."""
+    first = conditions[0]
+    if isinstance(first, Tensor):
+        return torch.cat(conditions)  # type: ignore[arg-type]
+    return {name: torch.cat([each[name] for each in conditions]) for name in first}  # type: ignore[index]

@@ -38,9 +38,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
 def demand_writable(folder: Path) -> None:
     """Raise a ValueError now if nothing can be written to a folder later."""
     try:
-        with writing(folder / ".writable") as draft:
-            draft.touch()
-        (folder / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
             f"cannot write to the run folder {folder}: {error}. Choose another one, or make "

@@ -8,8 +8,9 @@ import lightning as L
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
+from ditprune.atomic import demand_writable
 from ditprune.callbacks import GranularityCallback, PruneCallback
-from ditprune.callbacks.lookup import demand_callback
+from ditprune.callbacks.lookup import demand_callback, run_folder
 from ditprune.pipeline import target_weights
 from ditprune.plan import layer_table, plan
 
@@ -62,6 +63,17 @@ class PruneCLI(LightningCLI):
             "prune": {"model", "datamodule"},
             **{name: subcommands[name] for name in ("validate", "fit")},
         }
+
+    def before_prune(self) -> None:
+        """Check the run folder now, unless nothing will be written."""
+        if not self.config.prune.dry_run:
+            demand_writable(run_folder(self.trainer))
+
+    def before_validate(self) -> None:
+        """Check the run folder now."""
+        demand_writable(run_folder(self.trainer))
+
+    before_fit = before_validate
 
 
 def main(args: list[str] | None = None) -> None:

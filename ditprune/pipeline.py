@@ -34,6 +34,9 @@ def prune(
 ) -> MaskSet:
     """Zero the least salient target weights of `model` in place; return the masks.
 
+    In a process group every rank must call this, with the same batches: each takes its share of
+    the samples, and all find the same masks.
+
     Raises:
         ValueError: if a weight or an activation is not finite, a layer is missing or never
             reached, or there are no batches. The model is untouched then.

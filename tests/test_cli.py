@@ -1,3 +1,5 @@
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import pytest
 import yaml
 
 from ditprune.cli import main
+from ditprune.zoo.pretrained import ZOO
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -73,10 +76,6 @@ def test_an_empty_calibration_set_is_a_paragraph(config):
 
 
 def test_a_damaged_model_is_a_paragraph_that_names_the_folder(config, tmp_path):
-    import shutil
-
-    from ditprune.zoo.pretrained import ZOO
-
     shutil.copytree(ZOO / "digits-dit", tmp_path / "model")
     weights = next((tmp_path / "model" / "transformer").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -132,3 +131,23 @@ def test_missing_feature_weights_are_found_before_the_calibration(config, tmp_pa
     message = message_of("prune", "--config", config(misplace))
     assert "cannot load the digits classifier" in message
     assert "calibrating" not in capsys.readouterr().out
+
+
+def test_equal_configurations_give_equal_reports_whatever_the_calibration_batch(config, tmp_path):
+    reports = []
+    for size in (16, 16, 3):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        change = {"calibration_batch_size": size}
+        path = config(lambda content, change=change: content["data"]["init_args"].update(change))
+        main(["prune", "--config", path])
+        report = json.loads((tmp_path / "runs" / "digits" / "report.json").read_text())
+        del report["cost"]
+        reports.append(report)
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_a_run_folder_that_is_in_the_way_is_a_paragraph(config, tmp_path):
+    (tmp_path / "runs").touch()
+    for verb in ("prune", "validate"):
+        message = message_of(verb, "--config", config())
+        assert message.startswith("ditprune: cannot write to the run folder runs/digits")

@@ -66,3 +66,14 @@ def test_digits_are_calibrated_with_training_images_only():
 def test_digits_are_asked_for_equally_often():
     conditions = DigitsDataModule().evaluation_conditions(20)
     assert conditions.bincount().tolist() == [2] * 10
+
+
+def test_prompts_are_named_tensors_that_stay_with_their_image(dataset, scheduler):
+    text = {"embeddings": torch.arange(20.0).view(20, 1, 1).expand(20, 3, 2)}
+    prompts = CalibrationDataset(dataset.images, text, scheduler, 16, seed=3)
+    batch = next(iter(DataLoader(prompts, 16, collate_fn=collate)))
+    assert batch.condition["embeddings"].shape == (16, 3, 2)
+    assert batch.condition["embeddings"][:, 0, 0].tolist() == dataset.order[:16].tolist()
+    assert torch.equal(batch.latents[4], dataset[4].latents[0])
+    with pytest.raises(ValueError, match="20 images have 3 conditions"):
+        CalibrationDataset(dataset.images, {"embeddings": torch.ones(3, 2)}, scheduler)

@@ -2,7 +2,7 @@
 
 import abc
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,20 +29,28 @@ class Batch(NamedTuple):
     def sample(self, index: int) -> "Batch":
         """Return one sample as a batch of one."""
         one = slice(index, index + 1)
-        if isinstance(self.condition, Tensor):
-            condition: Condition = self.condition[one]
-        else:
-            condition = {name: value[one] for name, value in self.condition.items()}
-        return Batch(self.latents[one], self.timestep[one], condition, self.noise_level[one])
+        return Batch(
+            latents=self.latents[one],
+            timestep=self.timestep[one],
+            condition=map_condition(lambda x: x[one], self.condition),
+            noise_level=self.noise_level[one],
+        )
 
     def like(self, weight: Tensor) -> "Batch":
         """Move to a weight's device; what is continuous takes its dtype."""
-        if isinstance(self.condition, Tensor):
-            condition: Condition = cast_like(self.condition, weight)
-        else:
-            condition = {name: cast_like(x, weight) for name, x in self.condition.items()}
-        timestep = self.timestep.to(weight.device)
-        return Batch(cast_like(self.latents, weight), timestep, condition, self.noise_level)
+        return Batch(
+            latents=cast_like(self.latents, weight),
+            timestep=self.timestep.to(weight.device),
+            condition=map_condition(lambda x: cast_like(x, weight), self.condition),
+            noise_level=self.noise_level,
+        )
+
+
+def map_condition(change: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
+    """Change the labels, or each of the named tensors."""
+    if isinstance(condition, Tensor):
+        return change(condition)
+    return {name: change(value) for name, value in condition.items()}
 
 
 def cast_like(x: Tensor, weight: Tensor) -> Tensor:
