@@ -9,7 +9,7 @@ demo: .venv/installed  ## prune the embedded digits model by three methods, and 
 	$(RUN) ditprune prune --config configs/digits_magnitude.yaml
 	$(RUN) ditprune prune --config configs/digits_wanda.yaml
 	$(RUN) ditprune prune --config configs/digits.yaml
-	$(RUN) python -m ditprune.compare runs/digits-magnitude runs/digits-wanda runs/digits
+	$(RUN) python -m ditprune.compare runs/digits/magnitude runs/digits/wanda runs/digits/dit-pruning
 
 test: .venv/installed  ## run the tests, but for slow ones and those that need a GPU
 	$(RUN) python -m pytest -q -m "not slow and not gpu"

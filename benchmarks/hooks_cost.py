@@ -1,7 +1,6 @@
 """How much slower does recording make a forward? Run: python benchmarks/hooks_cost.py
 
-Plain and recorded forwards of one model alternate; the medians of both are compared. The shape
-is that of DiT-XL/2 at 256 x 256 (1152 wide, 256 tokens, two guidance branches), four blocks deep.
+Plain and recorded forwards of one model alternate, and each pair gives a ratio. The shape is that of DiT-XL/2 at 256 x 256 (1152 wide, 256 tokens, two guidance branches), four blocks deep.
 """
 
 import statistics
@@ -15,7 +14,7 @@ from ditprune.activations import ActivationStats, recording
 from ditprune.families import Batch, DiT
 from ditprune.pipeline import target_weights
 
-NUM_ROUNDS = 15
+NUM_ROUNDS = 40
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -42,16 +41,12 @@ def main() -> None:
             family.predict(model, batch)
 
     plain(), recorded()  # warm up
-    rounds = [(seconds(plain), seconds(recorded)) for _ in range(NUM_ROUNDS)]
-    median_plain, median_recorded = (
-        statistics.median(times) for times in zip(*rounds, strict=True)
-    )
-    print(f"plain {median_plain * 1e3:.1f} ms, recorded {median_recorded * 1e3:.1f} ms")
-    ratios = sorted(recorded / plain for plain, recorded in rounds)
+    ratios = [1 / (seconds(plain) / seconds(recorded)) for _ in range(NUM_ROUNDS)]
+    low, median, high = statistics.quantiles(ratios, n=4)
     print(
-        f"ratio of medians {median_recorded / median_plain:.3f}; of single rounds: median "
-        f"{statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}; "
-        f"{NUM_ROUNDS} rounds, {torch.get_num_threads()} threads"
+        f"recorded / plain: median {median:.3f}, quartiles {low:.3f} and {high:.3f}, over "
+        f"{NUM_ROUNDS} alternating rounds; {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}"
     )
 
 

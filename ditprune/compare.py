@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ditprune.report import DIRECTION, HIGHER_IS_BETTER, spread
 
@@ -37,29 +38,31 @@ def demand_comparable(reports: dict[str, Report]) -> None:
 
 
 def comparison(reports: dict[str, Report]) -> Table:
-    """Return a table with the dense model first and a row for each run."""
+    """Return a table with a column for the dense model and each run, a line for each metric."""
     first = next(iter(reports.values()))
-    names = list(next(iter(reports.values()))["metrics"]["pruned"])
-    headers = [f"{name} {DIRECTION.get(name, HIGHER_IS_BETTER)}" for name in names]
-    table = Table("run", "sparsity of targets", "of model", *headers, title=title_of(first))
-    table.add_row("dense", "0%", "0%", *row_of(first["metrics"]["dense"], names))
-    for name, report in reports.items():
-        sparsities = (f"{report[key]:.2%}" for key in ("target_sparsity", "model_sparsity"))
-        table.add_row(name, *sparsities, *row_of(report["metrics"]["pruned"], names))
+    columns = [Column(no_wrap=True), "dense", *reports]
+    table = Table(*columns, title=title_of(first), title_justify="left", box=SIMPLE_HEAD)
+    for key in ("target_sparsity", "model_sparsity"):
+        cells = (f"{report[key]:.2%}" for report in reports.values())
+        table.add_row(key.replace("_", " "), "0%", *cells, end_section=key == "model_sparsity")
+    for name in first["metrics"]["pruned"]:
+        cells = (cell(report["metrics"]["pruned"].get(name)) for report in reports.values())
+        direction = DIRECTION.get(name, HIGHER_IS_BETTER)
+        table.add_row(f"{name} {direction}", cell(first["metrics"]["dense"].get(name)), *cells)
     return table
 
 
 def title_of(report: Report) -> str:
-    """Return what holds for all rows."""
+    """Return what holds for all columns."""
     return (
-        f"targets: {report['target_set']}; {report['num_samples']} images for each of "
+        f"targets: {report['target_set']}\n{report['num_samples']} images for each of "
         f"{len(report['seeds'])} seeds; mean ± standard deviation over the seeds"
     )
 
 
-def row_of(measured: dict[str, list[float | str]], names: Sequence[str]) -> list[str]:
-    """Return the cells of one row."""
-    return [spread([float(value) for value in measured.get(name, [])]) for name in names]
+def cell(values: Sequence[float | str] | None) -> str:
+    """Return mean and standard deviation over the seeds, whose number the title tells."""
+    return spread([float(value) for value in values or ()])
 
 
 def main(folders: Sequence[str]) -> None:

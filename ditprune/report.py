@@ -96,7 +96,8 @@ class PruneReport:
             **self.recipe,
             "target set": self.plan.target_set(),
             "sparsity": self.plan.totals(),
-            "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}",
+            "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}; "
+            "metrics are mean ± standard deviation over the seeds",
             "mask hash": self.mask_hash,
         }
         return "\n".join(f"- {name}: {value}" for name, value in facts.items())
@@ -114,14 +115,14 @@ class PruneReport:
 
 
 def spread(values: Sequence[float] | None) -> str:
-    """Return mean and standard deviation (n - 1) over the seeds."""
+    """Return mean and standard deviation (n - 1) over the seeds; one seed has no deviation."""
     if not values:
         return ""
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return f"{mean:.4g} (1 seed)"
+        return f"{mean:.4g}"
     deviation = statistics.stdev(values) if math.isfinite(mean) else math.nan
-    return f"{mean:.4g} ± {deviation:.2g} ({len(values)} seeds)"
+    return f"{mean:.4g} ± {deviation:.1g}"
 
 
 def finite(measured: Measured) -> dict[str, list[float | str]]:

@@ -45,7 +45,7 @@ def granularity_of(content) -> dict:
 @pytest.mark.parametrize("verb", ["prune", "validate", "fit"])
 def test_every_verb_works_with_the_same_file(config, tmp_path, verb):
     main([verb, "--config", config()])
-    run = tmp_path / "runs" / "digits"
+    run = tmp_path / "runs" / "digits" / "dit-pruning"
     assert {"report.md", "masks.safetensors", "transformer", "config.yaml"} <= {
         path.name for path in run.iterdir()
     }
@@ -140,7 +140,9 @@ def test_equal_configurations_give_equal_reports_whatever_the_calibration_batch(
         change = {"calibration_batch_size": size}
         path = config(lambda content, change=change: content["data"]["init_args"].update(change))
         main(["prune", "--config", path])
-        report = json.loads((tmp_path / "runs" / "digits" / "report.json").read_text())
+        report = json.loads(
+            (tmp_path / "runs" / "digits" / "dit-pruning" / "report.json").read_text()
+        )
         del report["cost"]
         reports.append(report)
     assert reports[0] == reports[1] == reports[2]

@@ -63,7 +63,7 @@ def test_the_command_gives_the_same_report_with_two_processes(tmp_path):
         command = [sys.executable, "-m", "ditprune.cli", "prune", "--config", "config.yaml"]
         strategy = ["--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
         run_script([*command, "--trainer.devices", str(devices), *strategy], root)
-        report = json.loads((root / "runs" / "digits" / "report.json").read_text())
+        report = json.loads((root / "runs" / "digits" / "dit-pruning" / "report.json").read_text())
         assert report.pop("cost")["processes"] == str(devices)
         reports.append(report)
     assert reports[0] == reports[1]

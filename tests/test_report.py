@@ -33,13 +33,13 @@ def test_sparsity_is_weighted_by_size_and_given_for_targets_and_model(report):
 
 
 def test_the_table_gives_mean_and_deviation_over_the_seeds(report):
-    # The deviation of a sample of two, 1 and 3, is the root of 2.
-    assert "| fid ↓ | 2 ± 1.4 (2 seeds) | 4.25 ± 0.35 (2 seeds) |" in report.to_markdown()
+    # The deviation of a sample of two is the root of half the squared difference: 1.41, 0.35.
+    assert "| fid ↓ | 2 ± 1 | 4.25 ± 0.4 |" in report.to_markdown()
     assert "50 for each of 2 seeds [0, 7]" in report.to_markdown()
 
 
 def test_one_seed_has_no_deviation():
-    assert spread([2.5]) == "2.5 (1 seed)"
+    assert spread([2.5]) == "2.5"
 
 
 def test_the_json_is_strict_and_complete(report):
