@@ -1,6 +1,7 @@
 """How much slower does recording make a forward? Run: python benchmarks/hooks_cost.py
 
-Plain and recorded forwards of one model alternate, and each pair gives a ratio. The shape is that of DiT-XL/2 at 256 x 256 (1152 wide, 256 tokens, two guidance branches), four blocks deep.
+Plain and recorded forwards of one model alternate, and each pair gives a ratio. The shape is
+that of DiT-XL/2 at 256 x 256 (1152 wide, 256 tokens, two guidance branches), four blocks deep.
 """
 
 import statistics

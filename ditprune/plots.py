@@ -67,6 +67,6 @@ def pair_grid(
         for half in (dense, pruned)
     ]
     images = torch.cat(rows)
-    if images.shape[-1] < 64:  # tiny images would be a speck on the screen
-        images = images.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    scale = max(1, 64 // images.shape[-1])  # tiny images would be specks on the screen
+    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     return make_grid(images, nrow=num_columns, padding=2, pad_value=128)
