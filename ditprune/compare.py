@@ -40,8 +40,9 @@ def demand_comparable(reports: dict[str, Report]) -> None:
 def comparison(reports: dict[str, Report]) -> Table:
     """Return a table with a column for the dense model and each run, a line for each metric."""
     first = next(iter(reports.values()))
-    columns = [Column(no_wrap=True), "dense", *reports]
-    table = Table(*columns, title=title_of(first), title_justify="left", box=SIMPLE_HEAD)
+    names = Column(no_wrap=True)
+    title = title_of(first)
+    table = Table(names, "dense", *reports, title=title, title_justify="left", box=SIMPLE_HEAD)
     for key in ("target_sparsity", "model_sparsity"):
         cells = (f"{report[key]:.2%}" for report in reports.values())
         table.add_row(key.replace("_", " "), "0%", *cells, end_section=key == "model_sparsity")
