@@ -24,6 +24,13 @@ def weight_matrix(model: nn.Module, target: PruneTarget) -> Float[Tensor, "out i
     return weight.flatten(1)
 
 
+def pruned_part(
+    weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]
+) -> Float[Tensor, " pruned"]:
+    """Return the weights that the mask takes, on the weight's device."""
+    return weight[~mask.to(weight.device)]
+
+
 @dataclass(frozen=True)
 class MaskSet:
     """The mask of every target: True = keep."""
@@ -60,7 +67,7 @@ class MaskSet:
         return [
             target
             for target, mask in self.masks.items()
-            if weight_matrix(model, target)[~mask].count_nonzero()
+            if pruned_part(weight_matrix(model, target), mask).count_nonzero()
         ]
 
     def demand_fits(self, model: nn.Module) -> None:

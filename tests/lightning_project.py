@@ -89,10 +89,15 @@ def evaluation(**options) -> EvaluationCallback:
 
 def trainer(root, callbacks, **options) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu",
         default_root_dir=root,
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"logger": False, "enable_checkpointing": False, "max_epochs": 1, **options},
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "max_epochs": 1,
+            **options,
+        },
     )

@@ -1,0 +1,46 @@
+"""What only a CUDA device can show: that nothing stays behind on the CPU."""
+
+import copy
+
+import pytest
+import torch
+from lightning_project import Data, Project, evaluation, pruning, trainer
+
+import ditprune
+from ditprune.callbacks import ReportCallback
+from ditprune.families import DiT
+from ditprune.granularity import ClusteringAware
+from ditprune.saliency import Energy
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_a_model_on_the_gpu_is_pruned_there_by_samples_from_the_cpu(tiny_dit, calibration):
+    on_cpu = copy.deepcopy(tiny_dit)
+    recipe = {"family": DiT(), "saliency": Energy(), "granularity": ClusteringAware(0.5)}
+    masks = ditprune.prune(tiny_dit.cuda(), [calibration], **recipe)
+    expected = ditprune.prune(on_cpu, [calibration], **recipe)
+    assert masks.sparsity() == 0.5
+    same = sum(
+        int((mask.cpu() == expected.masks[target]).sum()) for target, mask in masks.masks.items()
+    )
+    assert same / sum(mask.numel() for mask in masks.masks.values()) > 0.99
+
+
+def test_masks_from_disk_hold_on_the_gpu(tiny_dit, calibration, tmp_path):
+    recipe = {"family": DiT(), "saliency": Energy(), "granularity": ClusteringAware(0.5)}
+    ditprune.prune(tiny_dit, [calibration], **recipe).save(tmp_path / "masks.safetensors")
+    masks = ditprune.MaskSet.load(tmp_path / "masks.safetensors")
+    assert masks.violations(tiny_dit.cuda()) == []
+    masks.apply_(tiny_dit)
+
+
+def test_a_whole_run_on_the_gpu_leaves_a_report(tiny_dit, scheduler, tmp_path):
+    callbacks = [*pruning(), evaluation(), ReportCallback()]
+    run = trainer(tmp_path, callbacks, accelerator="gpu", devices=1)
+    run.validate(Project(tiny_dit), datamodule=Data(scheduler))
+    assert (tmp_path / "report.json").exists()
+    assert callbacks[1].masks.violations(tiny_dit) == []
