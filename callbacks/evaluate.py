@@ -6,12 +6,12 @@ from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 import lightning as L
-from ditprune.callbacks.before_pruning import BeforePruning
-from ditprune.callbacks.granularity import GranularityCallback
-from ditprune.callbacks.lookup import find_callback, run_folder
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ditprune.callbacks.before_pruning import BeforePruning
+from ditprune.callbacks.granularity import GranularityCallback
+from ditprune.callbacks.lookup import find_callback, run_folder
 from ditprune.evaluation import (
     Measured,
     Sampler,

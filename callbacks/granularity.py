@@ -4,10 +4,10 @@ from typing import Any
 
 import lightning as L
 import torch
+
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
-
 from ditprune.distributed import broadcast_text
 from ditprune.granularity import Granularity
 from ditprune.masks import MaskSet

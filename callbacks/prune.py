@@ -7,12 +7,12 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 import torch
-from ditprune.callbacks.before_pruning import BeforePruning
-from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
-from ditprune.callbacks.lookup import find_module
 from rich.progress import track
 from torch import nn
 
+from ditprune.callbacks.before_pruning import BeforePruning
+from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
+from ditprune.callbacks.lookup import find_module
 from ditprune.distributed import rank
 from ditprune.families import Batch, DiT, Family
 from ditprune.pipeline import calibrate, target_weights

@@ -8,15 +8,15 @@ from pathlib import Path
 import lightning as L
 import torch
 from diffusers import SchedulerMixin
-from ditprune.callbacks.evaluate import EvaluationCallback
-from ditprune.callbacks.granularity import GranularityCallback
-from ditprune.callbacks.lookup import demand_callback, find_callback, run_folder
-from ditprune.callbacks.prune import PruneCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.markdown import Markdown
 
 from ditprune.atomic import demand_writable, writing_folder
+from ditprune.callbacks.evaluate import EvaluationCallback
+from ditprune.callbacks.granularity import GranularityCallback
+from ditprune.callbacks.lookup import demand_callback, find_callback, run_folder
+from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import barrier, rank
 from ditprune.export import save_pruned
 from ditprune.report import PruneReport

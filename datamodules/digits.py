@@ -3,11 +3,11 @@
 import lightning as L
 import torch
 from diffusers import SchedulerMixin
-from ditprune.datamodules.calibration import CalibrationDataset, collate
 from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from ditprune.datamodules.calibration import CalibrationDataset, collate
 from ditprune.evaluation import to_uint8
 from ditprune.families import Batch
 from ditprune.zoo.digits import NUM_CLASSES, load_split

@@ -2,10 +2,10 @@
 
 import lightning as L
 import torch
-from ditprune.callbacks import EvaluationCallback, GranularityCallback, PruneCallback
-from ditprune.datamodules import CalibrationDataset, collate
 from torch.utils.data import DataLoader, TensorDataset
 
+from ditprune.callbacks import EvaluationCallback, GranularityCallback, PruneCallback
+from ditprune.datamodules import CalibrationDataset, collate
 from ditprune.granularity import Layer
 from ditprune.metrics import FeatureExtractor, Features, FrechetDistance
 

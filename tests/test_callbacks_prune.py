@@ -3,10 +3,10 @@ import copy
 import lightning as L
 import pytest
 import torch
-from ditprune.callbacks import GranularityCallback, PruneCallback
 from lightning_project import Data, Project, pruning, trainer
 
 import ditprune
+from ditprune.callbacks import GranularityCallback, PruneCallback
 from ditprune.families import DiT
 from ditprune.granularity import Layer
 from ditprune.saliency import Energy

@@ -4,12 +4,12 @@ import os
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from ditprune.callbacks import ReportCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_project import Data, Project, evaluation, pruning, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ditprune import MaskSet
+from ditprune.callbacks import ReportCallback
 
 
 @pytest.fixture

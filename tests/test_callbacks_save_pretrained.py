@@ -1,8 +1,9 @@
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
-from ditprune.callbacks import SavePretrained
 from lightning_project import Data, Project, trainer
 from safetensors.torch import load_file
+
+from ditprune.callbacks import SavePretrained
 
 
 def test_a_training_run_leaves_what_diffusers_loads(tiny_dit, scheduler, tmp_path):

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from ditprune.datamodules import CalibrationDataset, DigitsDataModule, collate
 from torch.utils.data import DataLoader
 
+from ditprune.datamodules import CalibrationDataset, DigitsDataModule, collate
 from ditprune.families import Batch
 
 
