@@ -12,6 +12,7 @@ from torch import Tensor
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import find_callback, run_folder
+from ditprune.distributed import on_first_rank
 from ditprune.evaluation import (
     Measured,
     Sampler,
@@ -25,7 +26,6 @@ from ditprune.evaluation import (
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
-    Features,
     FrechetDistance,
     InceptionScore,
     PrecisionRecall,
@@ -104,7 +104,7 @@ class EvaluationCallback(BeforePruning):
         """Draw and measure the dense model's images, once."""
         if self.dense is None:
             self.dense_samples = self._draw(trainer, pl_module, "dense")
-            self.dense = measure(self.dense_samples, self._reference(trainer), self.metrics)
+            self.dense = self._measure(trainer, self.dense_samples)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the pruned model's images; without pruning, the model's as it is."""
@@ -122,10 +122,12 @@ class EvaluationCallback(BeforePruning):
     def _measure_pruned(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self.dense_samples is not None
         self.pruned_samples = self._draw(trainer, pl_module, "pruned")
-        self.pruned = {
-            **measure(self.pruned_samples, self._reference(trainer), self.metrics),
-            **measure_pairs(self.pruned_samples, self.dense_samples),
-        }
+        pairs = measure_pairs(self.pruned_samples, self.dense_samples)
+        self.pruned = {**self._measure(trainer, self.pruned_samples), **pairs}
+
+    def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
+        reference = extract_all(self._source(trainer).reference_dataloader(), self.extractor)
+        return on_first_rank(lambda: measure(samples, reference, self.metrics))
 
     def _draw(
         self, trainer: L.Trainer, pl_module: L.LightningModule, title: str
@@ -142,9 +144,6 @@ class EvaluationCallback(BeforePruning):
     def _plan(self, trainer: L.Trainer) -> SamplingPlan:
         conditions = self._source(trainer).evaluation_conditions(self.num_samples)
         return SamplingPlan(conditions, self.seeds, self.chunk_size)
-
-    def _reference(self, trainer: L.Trainer) -> Features:
-        return extract_all(self._source(trainer).reference_dataloader(), self.extractor)
 
     def _source(self, trainer: L.Trainer) -> EvaluationSource:
         source = trainer.datamodule  # type: ignore[attr-defined]

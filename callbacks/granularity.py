@@ -8,7 +8,7 @@ import torch
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
-from ditprune.distributed import broadcast_text
+from ditprune.distributed import on_first_rank
 from ditprune.granularity import Granularity
 from ditprune.masks import MaskSet
 from ditprune.plan import Plan, decide
@@ -83,7 +83,7 @@ class GranularityCallback(L.Callback):
 def demand_agreement(masks: MaskSet) -> None:
     """Raise a RuntimeError if this rank decided otherwise than the first."""
     mine = masks.hash()
-    first = broadcast_text(mine)
+    first = on_first_rank(masks.hash)
     if mine != first:
         raise RuntimeError(
             f"this rank's masks ({mine[:12]}) differ from the first rank's ({first[:12]}): the "

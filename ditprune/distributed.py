@@ -1,7 +1,7 @@
 """The few things that ranks must agree on. Without a process group there is one rank."""
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from jaxtyping import Float64
@@ -37,12 +37,13 @@ def sum_over_ranks(vector: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     return vector
 
 
-def broadcast_text(text: str) -> str:
-    """Return the first rank's text on every rank."""
-    texts = [text]
+def on_first_rank(compute: Callable[[], T]) -> T:
+    """Compute something on the first rank alone, and return it on every rank."""
+    results: list[Any] = [compute() if rank() == 0 else None]
     if is_distributed():
-        dist.broadcast_object_list(texts)
-    return texts[0]
+        dist.broadcast_object_list(results)
+    result: T = results[0]
+    return result
 
 
 def barrier() -> None:

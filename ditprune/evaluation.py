@@ -1,7 +1,9 @@
 """Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditprune.atomic import writing
-from ditprune.distributed import barrier, broadcast_text, rank, share_of_rank
+from ditprune.distributed import barrier, on_first_rank, rank, share_of_rank
 from ditprune.metrics import FeatureExtractor, FeatureMetric, Features, paired_errors
 from ditprune.sampling import sample_generator
 
@@ -87,7 +89,7 @@ def draw_samples(
     """
     start = plan.chunks()[0]
     known = {start: draw_chunk(sampler, plan, extractor, start)} if rank() == 0 else {}
-    home = folder / broadcast_text(name_of(known[start], plan, extractor) if known else "")
+    home = folder / on_first_rank(lambda: name_of(known[start], plan, extractor))
     for chunk in track(list(share_of_rank(plan.chunks())), f"sampling {title}", disable=rank() > 0):
         if read_chunk(home / chunk.file_name) is None:
             drawn = known.get(chunk) or draw_chunk(sampler, plan, extractor, chunk)
@@ -147,17 +149,33 @@ Measured = dict[str, list[float]]
 def measure(
     samples: Mapping[int, Samples], reference: Features, metrics: Iterable[FeatureMetric]
 ) -> Measured:
-    """Compare the samples of each seed with the reference images; every rank holds them all."""
+    """Compare the samples of each seed with the reference images, in this process alone."""
     measured: Measured = {}
     for original in metrics:
         metric = original.clone()
-        metric.distributed_available_fn = lambda: False  # or ranks would add up equal samples
+        metric.distributed_available_fn = lambda: False  # ranks hold the same samples, no shares
         for drawn in samples.values():
             metric.reset()
             metric.update(drawn.features, reference)
-            for name, value in metric.compute().items():
+            with all_cores():
+                values = metric.compute()
+            for name, value in values.items():
                 measured.setdefault(name, []).append(float(value))
     return measured
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Use as many threads as there are cores, however many processes share them.
+
+    Linear algebra rounds differently on another number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure_pairs(samples: Mapping[int, Samples], dense: Mapping[int, Samples]) -> Measured:

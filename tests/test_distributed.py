@@ -32,7 +32,8 @@ Path({root!r}, f"result-{{sys.argv[1]}}-{{run.global_rank}}.json").write_text(js
 
 
 def run_script(command: list[str], cwd: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Each of several processes gets fewer threads than one alone, unless the variable says so.
+    environment = {name: v for name, v in os.environ.items() if name != "OMP_NUM_THREADS"}
     out = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-3000:]
 
