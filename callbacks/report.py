@@ -100,6 +100,7 @@ class ReportCallback(L.Callback):
             },
             plan=granularity.plan,
             mask_hash=granularity.masks.hash(),
+            features=evaluation.extractor.name if evaluation else "",
             num_samples=evaluation.num_samples if evaluation else 0,
             seeds=evaluation.seeds if evaluation else (),
             dense=(evaluation and evaluation.dense) or {},

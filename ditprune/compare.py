@@ -14,7 +14,14 @@ from ditprune.report import DIRECTION, HIGHER_IS_BETTER, spread
 
 Report = dict[str, Any]
 
-MUST_AGREE = ("target_set", "num_target_weights", "num_model_weights", "num_samples", "seeds")
+MUST_AGREE = (
+    "target_set",
+    "num_target_weights",
+    "num_model_weights",
+    "features",
+    "num_samples",
+    "seeds",
+)
 """What a table of runs states once, because numbers that differ in it cannot be compared."""
 
 
@@ -57,7 +64,8 @@ def title_of(report: Report) -> str:
     """Return what holds for all columns."""
     return (
         f"targets: {report['target_set']}\n{report['num_samples']} images for each of "
-        f"{len(report['seeds'])} seeds; mean ± standard deviation over the seeds"
+        f"{len(report['seeds'])} seeds; mean ± standard deviation over the seeds\n"
+        f"features: {report['features']}"
     )
 
 

@@ -25,6 +25,8 @@ class PruneReport:
     recipe: Mapping[str, str]
     plan: Plan
     mask_hash: str
+    features: str = ""
+    """The network whose features are compared, with a hash of its weights."""
     num_samples: int = 0
     seeds: Sequence[int] = ()
     dense: Measured = field(default_factory=dict)
@@ -44,6 +46,7 @@ class PruneReport:
             "target_sparsity": self.plan.target_sparsity,
             "model_sparsity": self.plan.model_sparsity,
             "mask_hash": self.mask_hash,
+            "features": self.features,
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
             "metrics": {"dense": finite(self.dense), "pruned": finite(self.pruned)},
@@ -53,7 +56,7 @@ class PruneReport:
 
     def pruning_config(self) -> dict[str, Any]:
         """Return what identifies the pruning: the report without measurements."""
-        left_out = ("metrics", "cost", "num_samples", "seeds")
+        left_out = ("metrics", "cost", "features", "num_samples", "seeds")
         return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
     def scalars(self) -> dict[str, float]:
@@ -98,6 +101,8 @@ class PruneReport:
             "sparsity": self.plan.totals(),
             "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}; "
             "metrics are mean ± standard deviation over the seeds",
+            "features": self.features or "none",
+            "speed": "that of the dense model: zeros are stored and multiplied like other weights",
             "mask hash": self.mask_hash,
         }
         return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -12,6 +12,7 @@ def report(fid: float, **changes) -> dict:
         "target_set": "2 layers (mlp_up)",
         "num_target_weights": 10,
         "num_model_weights": 20,
+        "features": "classifier/1234",
         "num_samples": 50,
         "seeds": [0, 1],
         "target_sparsity": 0.5,
@@ -42,7 +43,9 @@ def test_the_table_has_a_column_for_the_dense_model_and_each_run():
     assert any(row[0].startswith("50 images for each of 2 seeds") for row in rows)
 
 
-@pytest.mark.parametrize("change", [{"num_samples": 60}, {"seeds": [0]}, {"target_set": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"num_samples": 60}, {"seeds": [0]}, {"target_set": "x"}, {"features": "y"}]
+)
 def test_runs_that_cannot_be_compared_are_refused(change):
     with pytest.raises(ValueError, match=f"their {next(iter(change))} differs"):
         demand_comparable({"a": report(1.0), "b": report(1.0, **change)})

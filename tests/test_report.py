@@ -18,6 +18,7 @@ def report() -> PruneReport:
         recipe={"saliency": "Wanda"},
         plan=Plan((layer(0, (10, 10), 20), layer(1, (10, 30), 180)), num_model_weights=1000),
         mask_hash="abc",
+        features="classifier/1234",
         num_samples=50,
         seeds=(0, 7),
         dense={"fid": [1.0, 3.0]},
@@ -36,6 +37,11 @@ def test_the_table_gives_mean_and_deviation_over_the_seeds(report):
     # The deviation of a sample of two is the root of half the squared difference: 1.41, 0.35.
     assert "| fid ↓ | 2 ± 1 | 4.25 ± 0.4 |" in report.to_markdown()
     assert "50 for each of 2 seeds [0, 7]" in report.to_markdown()
+    assert "features: classifier/1234" in report.to_markdown()
+
+
+def test_it_says_that_zeros_bring_no_speed(report):
+    assert "speed: that of the dense model" in report.to_markdown()
 
 
 def test_one_seed_has_no_deviation():
