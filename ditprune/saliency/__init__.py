@@ -4,3 +4,4 @@ from ditprune.saliency.base import Saliency as Saliency
 from ditprune.saliency.base import Scores as Scores
 from ditprune.saliency.energy import Energy as Energy
 from ditprune.saliency.magnitude import Magnitude as Magnitude
+from ditprune.saliency.ria import RIA as RIA
