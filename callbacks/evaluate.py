@@ -26,6 +26,7 @@ from ditprune.evaluation import (
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
+    Features,
     FrechetDistance,
     InceptionScore,
     PrecisionRecall,
@@ -58,6 +59,8 @@ class EvaluationCallback(BeforePruning):
     pruned: Measured | None = None
     dense_samples: Mapping[int, Samples] | None = None
     pruned_samples: Mapping[int, Samples] | None = None
+    reference: Features | None = None
+    """Features of the real images, on the rank that measures."""
     sampling_seconds: float = 0.0
 
     def __init__(
@@ -126,8 +129,13 @@ class EvaluationCallback(BeforePruning):
         self.pruned = {**self._measure(trainer, self.pruned_samples), **pairs}
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
-        reference = extract_all(self._source(trainer).reference_dataloader(), self.extractor)
-        return on_first_rank(lambda: measure(samples, reference, self.metrics))
+        return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))
+
+    def _reference(self, trainer: L.Trainer) -> Features:
+        if self.reference is None:
+            loader = self._source(trainer).reference_dataloader()
+            self.reference = extract_all(loader, self.extractor)
+        return self.reference
 
     def _draw(
         self, trainer: L.Trainer, pl_module: L.LightningModule, title: str
