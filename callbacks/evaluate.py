@@ -123,10 +123,11 @@ class EvaluationCallback(BeforePruning):
         self._log(pl_module, "pruned", self.pruned or {})
 
     def _measure_pruned(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.dense_samples is not None
         self.pruned_samples = self._draw(trainer, pl_module, "pruned")
-        pairs = measure_pairs(self.pruned_samples, self.dense_samples)
-        self.pruned = {**self._measure(trainer, self.pruned_samples), **pairs}
+        self.pruned = self._measure(trainer, self.pruned_samples)
+        # A callback that joins after the pruning has never seen the dense model.
+        if self.dense_samples is not None:
+            self.pruned.update(measure_pairs(self.pruned_samples, self.dense_samples))
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))

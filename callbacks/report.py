@@ -79,8 +79,7 @@ class ReportCallback(L.Callback):
         assert self.report is not None
         write_layers(logger.experiment, self.report)
         evaluation = find_callback(trainer, EvaluationCallback)
-        if evaluation is not None and evaluation.pruned_samples is not None:
-            assert evaluation.dense_samples is not None
+        if evaluation and evaluation.pruned_samples and evaluation.dense_samples:
             seed = evaluation.seeds[0]
             dense, pruned = evaluation.dense_samples[seed], evaluation.pruned_samples[seed]
             write_pairs(logger.experiment, dense.images, pruned.images)

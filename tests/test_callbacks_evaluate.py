@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning_project import Data, Project, Rows, evaluation, pruning, trainer
 
+from ditprune.callbacks import ReportCallback
 from ditprune.evaluation import to_uint8
 from ditprune.metrics import frechet_distance
 from ditprune.sampling import sample_generator
@@ -106,3 +107,16 @@ def test_the_feature_network_is_no_part_of_the_module(tiny_dit, scheduler, tmp_p
     names = set(project.state_dict())
     trainer(tmp_path, [*pruning(), evaluation()]).validate(project, datamodule=Data(scheduler))
     assert set(project.state_dict()) == names
+
+
+def test_a_callback_that_joins_after_the_pruning_measures_the_pruned_model_alone(
+    tiny_dit, scheduler, tmp_path
+):
+    project, callbacks = Project(tiny_dit), pruning()
+    trainer(tmp_path, callbacks).fit(project, datamodule=Data(scheduler))
+    late = evaluation()
+    run = trainer(tmp_path, [*callbacks, late, ReportCallback()])
+    run.validate(project, datamodule=Data(scheduler))
+    assert late.dense is None
+    assert late.pruned == {"fid": [pytest.approx(fid(images_of(tiny_dit), scheduler), rel=1e-6)]}
+    assert "| fid ↓ |  | " in (tmp_path / "report.md").read_text()
