@@ -1,8 +1,10 @@
-"""What needs the dense model happens before it is pruned, whatever the order of callbacks."""
+"""What must happen before the model is pruned happens then, whatever the order of callbacks."""
 
 import abc
 
 import lightning as L
+
+from ditprune.calibration import Weights
 
 
 class BeforePruning(L.Callback, abc.ABC):
@@ -11,3 +13,11 @@ class BeforePruning(L.Callback, abc.ABC):
     @abc.abstractmethod
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do it; calls after the first do nothing."""
+
+
+class BeforeCalibration(L.Callback, abc.ABC):
+    """A callback that knows what would be impossible, before the long work starts."""
+
+    @abc.abstractmethod
+    def before_calibration(self, weights: Weights) -> None:
+        """Raise a ValueError if the target layers cannot give what is asked of them."""

@@ -9,6 +9,7 @@ import lightning as L
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ditprune.calibration import evaluating
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import find_callback, run_folder
@@ -31,7 +32,6 @@ from ditprune.metrics import (
     InceptionScore,
     PrecisionRecall,
 )
-from ditprune.pipeline import evaluating
 
 
 @runtime_checkable

@@ -1,34 +1,67 @@
 """Turns scores into masks, applies them, and sees that they hold."""
 
+from time import perf_counter
 from typing import Any
 
 import lightning as L
 import torch
 
-from ditprune.callbacks.before_pruning import BeforePruning
+from ditprune.budget import Budget, Uniform
+from ditprune.budget.base import demand_fraction
+from ditprune.calibration import Weights
+from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import on_first_rank
 from ditprune.granularity import Granularity
 from ditprune.masks import MaskSet
-from ditprune.plan import Plan, decide
+from ditprune.pipeline import carry_out_, decide, demand_attainable
+from ditprune.plan import Plan, describe, row_variations
+from ditprune.recipe import Recipe
+from ditprune.repair import Repair
 
 
-class GranularityCallback(L.Callback):
-    """Chooses who competes with whom, keeps the winners, and zeroes the others."""
+class GranularityCallback(BeforeCalibration):
+    """Chooses how much each layer gives and who competes there; keeps the winners, repairs them."""
 
     masks: MaskSet | None = None
     """Which weights stay, once decided."""
     plan: Plan | None = None
     """What every layer gave, once decided."""
+    repair_seconds: float = 0.0
 
-    def __init__(self, granularity: Granularity) -> None:
-        """Choose the granularity, which carries the sparsity."""
+    def __init__(
+        self,
+        granularity: Granularity,
+        sparsity: float = 0.5,
+        budget: Budget = Uniform(),
+        repair: Repair | None = None,
+        sequential: bool = False,
+    ) -> None:
+        """Choose what goes, and what the rest does about it.
+
+        Args:
+            granularity: who competes with whom.
+            sparsity: the fraction of all target weights that goes.
+            budget: how much of it each layer gives.
+            repair: what the kept weights do about those that went; None leaves them.
+            sequential: prune block after block; later ones are calibrated on what the pruned
+                earlier ones say.
+        """
+        demand_fraction(sparsity)
         self.granularity = granularity
+        self.sparsity = sparsity
+        self.budget = budget
+        self.repair = repair
+        self.sequential = sequential
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that there will be scores."""
         demand_callback(trainer, PruneCallback)
+
+    def before_calibration(self, weights: Weights) -> None:
+        """Check that the layers can give what is asked for."""
+        demand_attainable(weights, self.granularity, self.sparsity, self.budget)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune."""
@@ -70,14 +103,35 @@ class GranularityCallback(L.Callback):
             if isinstance(callback, BeforePruning):
                 callback.before_pruning(trainer, pl_module)
         pruner = demand_callback(trainer, PruneCallback)
-        assert pruner.scores is not None
+        start = perf_counter()
         # Validation runs in inference mode, whose tensors could never be fine-tuned.
         with torch.inference_mode(False):
-            model = pruner.transformer(pl_module)
-            masks, self.plan = decide(model, pruner.scores, self.granularity)
-            demand_agreement(masks)
-            masks.apply_(model)
+            masks, self.plan = self._prune(trainer, pl_module, pruner)
+        self.repair_seconds = perf_counter() - start
+        demand_agreement(masks)
         self.masks = masks
+
+    def _prune(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, pruner: PruneCallback
+    ) -> tuple[MaskSet, Plan]:
+        model, scores, recipe = pruner.transformer(pl_module), pruner.scores, self.recipe(pruner)
+        assert scores is not None
+        variations = row_variations(scores)
+        pools = decide(scores, recipe)
+        outcome = carry_out_(model, pruner.batches(trainer), pruner.family, scores, pools, recipe)
+        return outcome.masks, describe(model, pools, variations, outcome)
+
+    def recipe(self, pruner: PruneCallback) -> Recipe:
+        """Return all that decides the result."""
+        return Recipe(
+            saliency=pruner.saliency,
+            granularity=self.granularity,
+            sparsity=self.sparsity,
+            budget=self.budget,
+            repair=self.repair,
+            sequential=self.sequential,
+            observation=pruner.observation,
+        )
 
 
 def demand_agreement(masks: MaskSet) -> None:

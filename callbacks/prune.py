@@ -10,12 +10,13 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from ditprune.callbacks.before_pruning import BeforePruning
+from ditprune.calibration import Even, Observation, TimestepWeighting, calibrate
+from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
-from ditprune.callbacks.lookup import find_module
+from ditprune.callbacks.lookup import callbacks_of, find_module
 from ditprune.distributed import rank
 from ditprune.families import Batch, DiT, Family
-from ditprune.pipeline import calibrate, target_weights
+from ditprune.pipeline import target_weights
 from ditprune.saliency import Energy, Saliency, Scores
 
 
@@ -44,6 +45,7 @@ class PruneCallback(BeforePruning):
         family: Family = DiT(),
         saliency: Saliency = Energy(),
         num_timestep_bins: int = 10,
+        timestep_weighting: TimestepWeighting = Even(),
         module: str = "transformer",
     ) -> None:
         """Choose what to collect.
@@ -52,13 +54,12 @@ class PruneCallback(BeforePruning):
             family: where the transformer's layers are and how to call it.
             saliency: what a weight is worth.
             num_timestep_bins: parts of the noise schedule whose energies are kept apart.
+            timestep_weighting: how much samples at each level of noise count.
             module: path of the transformer inside the LightningModule.
         """
-        if num_timestep_bins < 1:
-            raise ValueError(f"num_timestep_bins must be at least 1; got {num_timestep_bins}")
         self.family = family
         self.saliency = saliency
-        self.num_timestep_bins = num_timestep_bins
+        self.observation = Observation(num_timestep_bins, timestep_weighting, saliency.needs_gram)
         self.module = module
         self._cleanup = ExitStack()
 
@@ -99,13 +100,17 @@ class PruneCallback(BeforePruning):
         with torch.inference_mode(False):
             model = self.transformer(pl_module)
             weights = target_weights(model, self.family)
-            loader = self._source(trainer).calibration_dataloader()
-            batches = track(loader, "calibrating", disable=rank() > 0)
-            stats = calibrate(
-                model, batches, self.family, weights, num_timestep_bins=self.num_timestep_bins
-            )
+            for callback in callbacks_of(trainer):
+                if isinstance(callback, BeforeCalibration):
+                    callback.before_calibration(weights)
+            batches = track(self.batches(trainer), "calibrating", disable=rank() > 0)
+            stats = calibrate(model, batches, self.family, weights, self.observation)
         self.scores = Scores(self.saliency, weights, stats)
         self.calibration_seconds = perf_counter() - start
+
+    def batches(self, trainer: L.Trainer) -> Iterable[Batch]:
+        """Return the calibration samples, as often as asked."""
+        return self._source(trainer).calibration_dataloader()
 
     def _source(self, trainer: L.Trainer) -> CalibrationSource:
         source = trainer.datamodule  # type: ignore[attr-defined]

@@ -92,11 +92,7 @@ class ReportCallback(L.Callback):
         assert granularity.plan is not None
         assert granularity.masks is not None
         return PruneReport(
-            recipe={
-                "family": repr(pruner.family),
-                "saliency": repr(pruner.saliency),
-                "granularity": repr(granularity.granularity),
-            },
+            recipe={"family": repr(pruner.family), **granularity.recipe(pruner).parts()},
             plan=granularity.plan,
             mask_hash=granularity.masks.hash(),
             features=evaluation.extractor.name if evaluation else "",
@@ -106,6 +102,7 @@ class ReportCallback(L.Callback):
             pruned=(evaluation and evaluation.pruned) or {},
             cost={
                 "calibration, s": pruner.calibration_seconds,
+                "pruning, s": granularity.repair_seconds,
                 "sampling, s": evaluation.sampling_seconds if evaluation else 0.0,
                 "peak memory, MiB": peak_memory(),
                 "processes": str(trainer.world_size),

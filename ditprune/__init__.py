@@ -6,6 +6,8 @@ tokens; its root is the channel's RMS. Counts are `num_x`.
 """
 
 from ditprune.masks import MaskSet as MaskSet
+from ditprune.pipeline import Outcome as Outcome
 from ditprune.pipeline import prune as prune
+from ditprune.recipe import Recipe as Recipe
 from ditprune.targets import PruneTarget as PruneTarget
 from ditprune.targets import Role as Role

@@ -1,10 +1,11 @@
-"""What flows into a layer, summed: the energy of its input channels."""
+"""What flows into a layer, summed: means, energies, and where asked the Gram matrix."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ditprune.distributed import sum_over_ranks
@@ -12,7 +13,7 @@ from ditprune.targets import PruneTarget
 
 
 class ActivationStats:
-    """Sums of squares of every input channel, and token counts, for each timestep bin.
+    """Sums over the tokens that flow into a layer, for each timestep bin.
 
     State is sums, so batches, ranks and resumed runs merge by addition. Every `add` is reduced in
     float32 and accumulated in float64: sums of 24-bit numbers in 53 bits are exact for as long
@@ -21,48 +22,77 @@ class ActivationStats:
     """
 
     def __init__(
-        self, num_inputs: int, num_timestep_bins: int = 1, device: torch.device | None = None
+        self,
+        num_inputs: int,
+        num_timestep_bins: int = 1,
+        device: torch.device | None = None,
+        with_gram: bool = False,
     ) -> None:
-        """Start from nothing, for T timestep bins."""
+        """Start from nothing, for T timestep bins; with the Gram matrix only where it is asked."""
         shape = (num_timestep_bins, num_inputs)
-        self.sum_of_squares: Float64[Tensor, "T in"] = torch.zeros(
-            shape, dtype=torch.float64, device=device
-        )
-        self.num_tokens: Int64[Tensor, " T"] = torch.zeros(num_timestep_bins, dtype=torch.int64)
+        self.sum: Float64[Tensor, "T in"] = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.sum_of_squares: Float64[Tensor, "T in"] = torch.zeros_like(self.sum)
+        self.weight: Float64[Tensor, " T"] = torch.zeros(num_timestep_bins, dtype=torch.float64)
+        """The weights of the tokens, summed: their number where all weigh 1."""
+        self.gram: Float64[Tensor, "in in"] | None = None
+        """Sum of x x^T over all tokens: the Hessian of the layer's squared output error."""
+        if with_gram:
+            self.gram = self.sum.new_zeros(num_inputs, num_inputs)
 
-    def add(self, x: Float[Tensor, "..."], timestep_bin: int = 0) -> None:
+    def add(self, x: Float[Tensor, "..."], timestep_bin: int = 0, weight: float = 1.0) -> None:
         """Count the tokens of one call: [tokens, in], [b, tokens, in] or [b, in, h, w]."""
         tokens = x.movedim(1, -1) if x.ndim == 4 else x
-        tokens = tokens.reshape(-1, self.sum_of_squares.shape[1]).float()
-        self.sum_of_squares[timestep_bin] += tokens.square().sum(0)
-        self.num_tokens[timestep_bin] += len(tokens)
+        tokens = tokens.reshape(-1, self.sum.shape[1]).float()
+        self.sum[timestep_bin] += weight * tokens.sum(0).double()
+        self.sum_of_squares[timestep_bin] += weight * tokens.square().sum(0).double()
+        self.weight[timestep_bin] += weight * len(tokens)
+        if self.gram is not None:
+            self.gram += weight * (tokens.T @ tokens).double()
 
     def __add__(self, other: "ActivationStats") -> "ActivationStats":
         """Merge with what was seen elsewhere."""
-        num_bins, num_inputs = self.sum_of_squares.shape
-        merged = ActivationStats(num_inputs, num_bins, self.sum_of_squares.device)
-        merged.sum_of_squares = self.sum_of_squares + other.sum_of_squares
-        merged.num_tokens = self.num_tokens + other.num_tokens
+        merged = copy.copy(self)
+        merged.unpack_(self.pack() + other.pack())
         return merged
 
     def energy(self) -> Float64[Tensor, " in"]:
         """Return the mean square of every channel, over the tokens of all timesteps."""
-        return self.sum_of_squares.sum(0) / self.num_tokens.sum().item()
+        return self.sum_of_squares.sum(0) / self.weight.sum().item()
 
     def rms(self) -> Float64[Tensor, " in"]:
         """Return the root of the energy: Wanda's ||X_j||_2 over the root of the token count."""
         return self.energy().sqrt()
 
+    def mean(self) -> Float64[Tensor, " in"]:
+        """Return the mean of every channel, over the tokens of all timesteps."""
+        return self.sum.sum(0) / self.weight.sum().item()
+
+    def second_moment(self) -> Float64[Tensor, "in in"]:
+        """Return the mean of x x^T, over the tokens of all timesteps: the Gram matrix per token.
+
+        Raises:
+            RuntimeError: if no Gram matrix was asked for when recording began.
+        """
+        if self.gram is None:
+            raise RuntimeError("these statistics were recorded without a Gram matrix")
+        return self.gram / self.weight.sum().item()
+
     def pack(self) -> Float64[Tensor, " n"]:
         """Return the state as one vector, for a summed reduction over ranks."""
-        counts = self.num_tokens.to(self.sum_of_squares)
-        return torch.cat([counts, self.sum_of_squares.flatten()])
+        gram = [] if self.gram is None else [self.gram.flatten()]
+        sums = [self.sum.flatten(), self.sum_of_squares.flatten(), *gram]
+        return torch.cat([self.weight.to(self.sum), *sums])
 
     def unpack_(self, packed: Float64[Tensor, " n"]) -> None:
         """Replace the state by what `pack` returned."""
-        counts, sums = packed.split([len(self.num_tokens), self.sum_of_squares.numel()])
-        self.num_tokens = counts.to("cpu", torch.int64)
-        self.sum_of_squares = sums.reshape(self.sum_of_squares.shape).clone()
+        num_sums = self.sum.numel()
+        sizes = [len(self.weight), num_sums, num_sums]
+        weight, first, second, gram = packed.split([*sizes, len(packed) - sum(sizes)])
+        self.weight = weight.cpu()
+        self.sum = first.reshape(self.sum.shape).clone()
+        self.sum_of_squares = second.reshape(self.sum.shape).clone()
+        if self.gram is not None:
+            self.gram = gram.reshape(self.gram.shape).clone()
 
 
 Stats = Mapping[PruneTarget, ActivationStats]
@@ -70,14 +100,17 @@ Stats = Mapping[PruneTarget, ActivationStats]
 
 @contextmanager
 def recording(
-    model: nn.Module, stats: MutableMapping[PruneTarget, ActivationStats], timestep_bin: int = 0
+    model: nn.Module,
+    stats: MutableMapping[PruneTarget, ActivationStats],
+    timestep_bin: int = 0,
+    weight: float = 1.0,
 ) -> Iterator[None]:
     """Add to `stats` what flows into its layers while the block runs.
 
     Layers that are called one after another with the same tensor (q, k and v) come to share
     one statistic, summed once.
     """
-    recorder = _Recorder(stats, timestep_bin)
+    recorder = _Recorder(stats, timestep_bin, weight)
     handles = []
     try:
         for target in stats:
@@ -93,10 +126,14 @@ class _Recorder:
     """Sums each distinct input once."""
 
     def __init__(
-        self, stats: MutableMapping[PruneTarget, ActivationStats], timestep_bin: int
+        self,
+        stats: MutableMapping[PruneTarget, ActivationStats],
+        timestep_bin: int,
+        weight: float,
     ) -> None:
         self.stats = stats
         self.timestep_bin = timestep_bin
+        self.weight = weight
         self.last_input: Tensor | None = None
         self.last_target: PruneTarget | None = None
         self.added_by: dict[int, PruneTarget] = {}
@@ -118,7 +155,7 @@ class _Recorder:
         assert self.last_target is not None
         if self.stats[target] is self.stats[self.last_target]:
             return
-        if self.stats[target].num_tokens.any():
+        if self.stats[target].weight.any():
             raise RuntimeError(f"{target.name} shares its input only in some calls")
         self.stats[target] = self.stats[self.last_target]
 
@@ -126,14 +163,14 @@ class _Recorder:
         stats = self.stats[target]
         if self.added_by.setdefault(id(stats), target) != target:
             raise RuntimeError(f"{target.name} shares its input only in some calls")
-        stats.add(x, self.timestep_bin)
+        stats.add(x, self.timestep_bin, self.weight)
 
 
 def demand_reached(stats: Stats) -> None:
     """Raise a ValueError that names the layers which no calibration sample has reached."""
-    unreached = [t.name for t, s in stats.items() if not s.num_tokens.any()]
+    unreached = [t.name for t, s in stats.items() if not s.weight.any()]
     if unreached:
-        reached = [t.name for t, s in stats.items() if s.num_tokens.any()]
+        reached = [t.name for t, s in stats.items() if s.weight.any()]
         raise ValueError(
             f"{len(unreached)} target layers were never reached by a calibration sample: "
             f"{', '.join(unreached[:8])}. Leave them out (ignore=...), or choose the family "

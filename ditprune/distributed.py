@@ -1,8 +1,11 @@
 """The few things that ranks must agree on. Without a process group there is one rank."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from jaxtyping import Float64
 from torch import Tensor
@@ -50,3 +53,24 @@ def barrier() -> None:
     """Wait for all ranks."""
     if is_distributed():
         dist.barrier()
+
+
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors by those of the first rank; every rank must call this."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Use as many threads as there are cores, however many processes share them.
+
+    Linear algebra rounds differently on another number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,9 +1,7 @@
 """Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditprune.atomic import writing
-from ditprune.distributed import barrier, on_first_rank, rank, share_of_rank
+from ditprune.distributed import all_cores, barrier, on_first_rank, rank, share_of_rank
 from ditprune.metrics import FeatureExtractor, FeatureMetric, Features, paired_errors
 from ditprune.sampling import sample_generator
 
@@ -162,20 +160,6 @@ def measure(
             for name, value in values.items():
                 measured.setdefault(name, []).append(float(value))
     return measured
-
-
-@contextmanager
-def all_cores() -> Iterator[None]:
-    """Use as many threads as there are cores, however many processes share them.
-
-    Linear algebra rounds differently on another number of threads.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure_pairs(samples: Mapping[int, Samples], dense: Mapping[int, Samples]) -> Measured:

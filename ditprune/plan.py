@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from rich.table import Column, Table
-from torch import Tensor, nn
+from torch import nn
 
-from ditprune.granularity import Granularity
-from ditprune.granularity.base import count_pruned
+from ditprune.budget import Budget
+from ditprune.calibration import Weights
+from ditprune.granularity import Granularity, Pools
+from ditprune.granularity.base import shape_of
 from ditprune.granularity.clustering_aware import row_variation
-from ditprune.masks import MaskSet
+from ditprune.pipeline import LayerErrors, Outcome
+from ditprune.saliency import Scores
 from ditprune.targets import PruneTarget
 
 
@@ -24,6 +26,8 @@ class LayerPlan:
     num_pruned: int
     row_variation: float | None = None
     """Squared coefficient of variation of the rows' mean scores; None before calibration."""
+    errors: LayerErrors | None = None
+    """What the layer's outputs lost; None where its Gram matrix was not needed."""
 
     @property
     def num_weights(self) -> int:
@@ -79,42 +83,46 @@ class Plan:
 
 
 def plan(
-    model: nn.Module,
-    weights: Mapping[PruneTarget, Float[Tensor, "out in"]],
-    granularity: Granularity,
+    model: nn.Module, weights: Weights, granularity: Granularity, sparsity: float, budget: Budget
 ) -> Plan:
-    """Tell what pruning will do, without calibration."""
+    """Tell what pruning will do, without calibration: budgets that measure are shown as uniform."""
+    num_pruned = budget.expected({t: weight.numel() for t, weight in weights.items()}, sparsity)
     layers = (
         LayerPlan(
             target=target,
-            shape=(weight.shape[0], weight.shape[1]),
+            shape=shape_of(weight),
             granularity=granularity.label(target),
-            num_pruned=count_pruned(weight.numel(), granularity.sparsity),
+            num_pruned=granularity.attainable(target, shape_of(weight), num_pruned[target]),
         )
         for target, weight in weights.items()
     )
     return Plan(tuple(layers), count_parameters(model))
 
 
-def decide(
+def row_variations(scores: Scores) -> dict[PruneTarget, float]:
+    """Return how much the rows of every layer differ, by their scores."""
+    return {target: row_variation(score) for target, score in scores.items()}
+
+
+def describe(
     model: nn.Module,
-    scores: Mapping[PruneTarget, Float[Tensor, "out in"]],
-    granularity: Granularity,
-) -> tuple[MaskSet, Plan]:
-    """Turn scores into masks, and tell what they do; the model is not touched."""
-    pools = granularity.pools(scores)
-    masks = {target: pools[target].keep(scores[target]) for target in pools}
+    pools: Mapping[PruneTarget, Pools],
+    row_variations: Mapping[PruneTarget, float],
+    outcome: Outcome,
+) -> Plan:
+    """Tell what pruning did."""
     layers = (
         LayerPlan(
             target=target,
-            shape=(mask.shape[0], mask.shape[1]),
+            shape=shape_of(mask),
             granularity=pools[target].name,
             num_pruned=mask.numel() - int(mask.sum()),
-            row_variation=row_variation(scores[target]),
+            row_variation=row_variations[target],
+            errors=outcome.errors.get(target),
         )
-        for target, mask in masks.items()
+        for target, mask in outcome.masks.masks.items()
     )
-    return MaskSet(masks), Plan(tuple(layers), count_parameters(model))
+    return Plan(tuple(layers), count_parameters(model))
 
 
 def count_parameters(model: nn.Module) -> int:

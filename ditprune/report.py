@@ -149,6 +149,8 @@ def layer_entry(layer: LayerPlan) -> dict[str, Any]:
         "num_pruned": layer.num_pruned,
         "sparsity": layer.sparsity,
         "row_variation": layer.row_variation,
+        "error_masked": layer.errors and layer.errors.masked,
+        "error_repaired": layer.errors and layer.errors.repaired,
     }
 
 
@@ -156,11 +158,16 @@ def layer_markdown(layers: Sequence[LayerPlan]) -> str:
     """Return the layers as a Markdown table."""
     rows = [
         f"| {layer.target.name} | {layer.target.role.value} | {layer.shape[0]} x {layer.shape[1]} "
-        f"| {layer.granularity} | {layer.sparsity:.2%} | {show(layer.row_variation)} |"
+        f"| {layer.granularity} | {layer.sparsity:.2%} | {show(layer.row_variation)} "
+        f"| {show(layer.errors and layer.errors.masked)} "
+        f"| {show(layer.errors and layer.errors.repaired)} |"
         for layer in layers
     ]
-    head = "| layer | role | shape | granularity | sparsity | row variation |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+    head = (
+        "| layer | role | shape | granularity | sparsity | row variation "
+        "| output error of the mask | after repair |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
 
 
 def show(value: float | str | None) -> str:

@@ -1,6 +1,7 @@
 """The address of a prunable layer: pure data, no tensors."""
 
 import enum
+import re
 from dataclasses import dataclass
 
 
@@ -27,3 +28,9 @@ class PruneTarget:
     """Index of the transformer block it belongs to."""
     num_heads: int
     """Attention heads of its block."""
+
+    @property
+    def block_name(self) -> str:
+        """The dotted name of its transformer block."""
+        match = re.match(rf"(.*?\.)??{self.block}(?=\.|$)", self.name)
+        return match[0] if match else self.name

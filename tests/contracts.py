@@ -1,7 +1,5 @@
 """Laws that every member of a kind obeys; its test class inherits them."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -68,36 +66,48 @@ class GranularityContract:
             target("b"): torch.rand(5, 3, generator=generator),
         }
 
-    def with_sparsity(self, sparsity: float) -> Granularity:
-        return dataclasses.replace(self.granularity, sparsity=sparsity)
+    def keep(self, scores=None, sparsity: float = 0.5):
+        scores = self.scores() if scores is None else scores
+        return self.granularity.keep(scores, counts(scores, sparsity))
 
     @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77, 0.999])
     def test_the_number_of_weights_that_go_is_exact(self, sparsity):
-        for name, mask in self.with_sparsity(sparsity).keep(self.scores()).items():
-            numel = self.scores()[name].numel()
-            assert int((~mask).sum()) == round(sparsity * numel)
+        wanted = counts(self.scores(), sparsity)
+        for name, mask in self.keep(sparsity=sparsity).items():
+            assert int((~mask).sum()) == wanted[name]
 
     def test_the_number_is_exact_where_all_scores_are_equal(self):
-        scores = {target(): torch.ones(6, 8)}
-        mask = self.granularity.keep(scores)[target()]
+        mask = self.keep({target(): torch.ones(6, 8)})[target()]
         assert int(mask.sum()) == 24
 
+    def test_each_layer_gives_its_own_number(self):
+        scores = self.scores()
+        wanted = dict(zip(scores, (40, 3), strict=True))
+        for name, mask in self.granularity.keep(scores, wanted).items():
+            assert int((~mask).sum()) == wanted[name]
+
     def test_masks_are_boolean_and_of_the_scores_shape(self):
-        masks = self.granularity.keep(self.scores())
+        masks = self.keep()
         assert {t: m.shape for t, m in masks.items()} == {
             t: s.shape for t, s in self.scores().items()
         }
         assert all(mask.dtype is torch.bool for mask in masks.values())
 
     def test_twice_is_the_same(self):
-        first, second = (self.granularity.keep(self.scores()) for _ in range(2))
+        first, second = self.keep(), self.keep()
         assert all(torch.equal(first[t], second[t]) for t in first)
 
     def test_the_best_weight_of_a_layer_stays(self):
-        for name, mask in self.granularity.keep(self.scores()).items():
+        for name, mask in self.keep().items():
             assert mask.flatten()[self.scores()[name].argmax()]
 
-    @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 50.0, float("nan")])
-    def test_an_impossible_sparsity_is_refused_and_named(self, sparsity):
-        with pytest.raises(ValueError, match=rf"\[0, 1\).*got {sparsity}"):
-            self.with_sparsity(sparsity)
+    def test_pools_take_other_scores_and_keep_as_many(self):
+        """A repair that moves the mask comes back with scores of its own."""
+        scores = self.scores()
+        for name, pools in self.granularity.pools(scores, counts(scores, 0.6)).items():
+            moved = pools.keep(scores[name].flip(0, 1))
+            assert int((~moved).sum()) == counts(scores, 0.6)[name]
+
+
+def counts(scores: dict[PruneTarget, torch.Tensor], sparsity: float) -> dict[PruneTarget, int]:
+    return {name: round(sparsity * score.numel()) for name, score in scores.items()}

@@ -79,7 +79,7 @@ class Rows(FeatureExtractor):
 
 
 def pruning(sparsity: float = 0.5, **options):
-    return [PruneCallback(**options), GranularityCallback(Layer(sparsity))]
+    return [PruneCallback(**options), GranularityCallback(Layer(), sparsity)]
 
 
 def evaluation(**options) -> EvaluationCallback:

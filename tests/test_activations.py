@@ -34,7 +34,7 @@ def stats_of(*names: str) -> dict[PruneTarget, ActivationStats]:
 def test_tokens_are_counted_and_not_sequences(shape, num_tokens):
     stats = ActivationStats(3)
     stats.add(draw(*shape))
-    assert stats.num_tokens.tolist() == [num_tokens]
+    assert stats.weight.tolist() == [num_tokens]
 
 
 def test_energy_is_the_mean_square_over_all_tokens_of_unequal_calls():
@@ -58,7 +58,7 @@ def test_channels_of_a_feature_map_are_its_second_axis():
 def test_timestep_bins_are_kept_apart():
     stats = ActivationStats(3, num_timestep_bins=2)
     stats.add(torch.ones(4, 3), timestep_bin=1)
-    assert stats.num_tokens.tolist() == [0, 4]
+    assert stats.weight.tolist() == [0, 4]
     assert stats.sum_of_squares.tolist() == [[0, 0, 0], [4, 4, 4]]
 
 
@@ -86,7 +86,7 @@ def test_packing_and_unpacking_is_the_identity():
     stats.add(draw(5, 3), 1)
     copy.unpack_(stats.pack())
     assert torch.equal(copy.sum_of_squares, stats.sum_of_squares)
-    assert copy.num_tokens.tolist() == [0, 5]
+    assert copy.weight.tolist() == [0, 5]
 
 
 def test_layers_with_one_input_share_one_statistic_that_counts_it_once():
@@ -98,7 +98,7 @@ def test_layers_with_one_input_share_one_statistic_that_counts_it_once():
             model(x)
     assert stats[target("q")] is stats[target("k")]
     assert stats[target("q")] is not stats[target("out")]
-    assert stats[target("k")].num_tokens.tolist() == [16]
+    assert stats[target("k")].weight.tolist() == [16]
     assert torch.allclose(stats[target("k")].energy(), x.double().square().mean((0, 1)))
 
 
@@ -111,7 +111,7 @@ def test_an_input_of_equal_values_that_is_another_tensor_is_not_shared():
     with recording(model, stats):
         model(draw(4, 3))
     assert stats[target("q")] is not stats[target("k")]
-    assert stats[target("k")].num_tokens.tolist() == [4]
+    assert stats[target("k")].weight.tolist() == [4]
 
 
 def test_sharing_that_ends_is_an_error_and_no_wrong_count():
@@ -139,7 +139,7 @@ def test_hooks_are_gone_after_the_block_even_after_an_exception():
         raise ZeroDivisionError
     model(draw(4, 3))
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert stats[target("q")].num_tokens.tolist() == [4]
+    assert stats[target("q")].weight.tolist() == [4]
 
 
 def test_a_layer_that_was_never_reached_is_named():

@@ -9,6 +9,7 @@ import ditprune
 from ditprune.callbacks import GranularityCallback, PruneCallback
 from ditprune.families import DiT
 from ditprune.granularity import Layer
+from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 
 
@@ -17,10 +18,8 @@ def expected_masks(model, scheduler) -> ditprune.MaskSet:
         copy.deepcopy(model),
         Data(scheduler).calibration_dataloader(),
         family=DiT(),
-        saliency=Energy(),
-        granularity=Layer(0.5),
-        num_timestep_bins=10,
-    )
+        recipe=Recipe(Energy(), Layer(), 0.5),
+    ).masks
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate"])
@@ -110,7 +109,7 @@ def test_a_datamodule_without_calibration_samples_is_refused_at_once(tiny_dit, t
 
 
 def test_a_granularity_without_scores_is_refused_at_once(tiny_dit, scheduler, tmp_path):
-    run = trainer(tmp_path, [GranularityCallback(Layer(0.5))])
+    run = trainer(tmp_path, [GranularityCallback(Layer())])
     with pytest.raises(ValueError, match="the trainer has no PruneCallback; it has"):
         run.fit(Project(tiny_dit), datamodule=Data(scheduler))
 

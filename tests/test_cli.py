@@ -39,7 +39,7 @@ def message_of(*arguments: str) -> str:
 
 
 def granularity_of(content) -> dict:
-    return content["trainer"]["callbacks"][1]["init_args"]["granularity"]["init_args"]
+    return content["trainer"]["callbacks"][1]["init_args"]
 
 
 @pytest.mark.parametrize("verb", ["prune", "validate", "fit"])
@@ -103,7 +103,8 @@ def test_print_config_shows_everything_that_runs(config, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     callbacks = printed["trainer"]["callbacks"]
     assert callbacks[0]["init_args"]["num_timestep_bins"] == 10
-    assert callbacks[1]["init_args"]["granularity"]["init_args"]["sparsity"] == 0.5
+    assert callbacks[1]["init_args"]["sparsity"] == 0.5
+    assert callbacks[1]["init_args"]["budget"]["class_path"] == "ditprune.budget.Uniform"
 
 
 def test_errors_that_are_not_ours_keep_their_traceback(config, monkeypatch):

@@ -10,6 +10,7 @@ import ditprune
 from ditprune.callbacks import ReportCallback
 from ditprune.families import DiT
 from ditprune.granularity import ClusteringAware
+from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 
 pytestmark = [
@@ -20,9 +21,9 @@ pytestmark = [
 
 def test_a_model_on_the_gpu_is_pruned_there_by_samples_from_the_cpu(tiny_dit, calibration):
     on_cpu = copy.deepcopy(tiny_dit)
-    recipe = {"family": DiT(), "saliency": Energy(), "granularity": ClusteringAware(0.5)}
-    masks = ditprune.prune(tiny_dit.cuda(), [calibration], **recipe)
-    expected = ditprune.prune(on_cpu, [calibration], **recipe)
+    recipe = Recipe(Energy(), ClusteringAware(), 0.5)
+    masks = ditprune.prune(tiny_dit.cuda(), [calibration], family=DiT(), recipe=recipe).masks
+    expected = ditprune.prune(on_cpu, [calibration], family=DiT(), recipe=recipe).masks
     assert masks.sparsity() == 0.5
     same = sum(
         int((mask.cpu() == expected.masks[target]).sum()) for target, mask in masks.masks.items()
@@ -31,8 +32,10 @@ def test_a_model_on_the_gpu_is_pruned_there_by_samples_from_the_cpu(tiny_dit, ca
 
 
 def test_masks_from_disk_hold_on_the_gpu(tiny_dit, calibration, tmp_path):
-    recipe = {"family": DiT(), "saliency": Energy(), "granularity": ClusteringAware(0.5)}
-    ditprune.prune(tiny_dit, [calibration], **recipe).save(tmp_path / "masks.safetensors")
+    recipe = Recipe(Energy(), ClusteringAware(), 0.5)
+    ditprune.prune(tiny_dit, [calibration], family=DiT(), recipe=recipe).masks.save(
+        tmp_path / "masks.safetensors"
+    )
     masks = ditprune.MaskSet.load(tmp_path / "masks.safetensors")
     assert masks.violations(tiny_dit.cuda()) == []
     masks.apply_(tiny_dit)

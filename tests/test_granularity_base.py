@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditprune.granularity.base import Pools, keep_top, share_evenly
+from ditprune.granularity.base import Runs, keep_top, share_evenly
 
 
 def test_of_equals_the_first_stay():
@@ -31,7 +31,7 @@ def test_it_agrees_with_a_stable_sort_whatever_the_ties(values, num_kept):
 
 
 def test_pools_are_runs_of_the_row_major_weights():
-    pools = Pools("half rows", torch.tensor([1, 1, 1, 1]))
+    pools = Runs("half rows", torch.tensor([1, 1, 1, 1]))
     score = torch.tensor([[1.0, 2.0, 8.0, 7.0], [0.0, 1.0, 5.0, 6.0]])
     assert pools.keep(score).int().tolist() == [[0, 1, 1, 0], [0, 1, 0, 1]]
 

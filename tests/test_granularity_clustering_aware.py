@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts import GranularityContract, target
+from contracts import GranularityContract, counts, target
 
 from ditprune.granularity import ClusteringAware, Layer, Row
 from ditprune.granularity.clustering_aware import row_variation, widest_gap
@@ -24,34 +24,44 @@ def model_scores() -> dict[PruneTarget, torch.Tensor]:
     }
 
 
-class TestAuto(GranularityContract):
-    granularity = ClusteringAware(0.5)
+class WithNames(GranularityContract):
+    def names(self, scores: dict[PruneTarget, torch.Tensor]) -> list[str]:
+        pools = self.granularity.pools(scores, counts(scores, 0.5))
+        return [pools[name].name for name in scores]
+
+
+class TestAuto(WithNames):
+    granularity = ClusteringAware()
 
     def test_clustered_layers_are_pruned_per_row_and_the_others_per_layer(self):
         scores = model_scores()
-        kept = self.granularity.keep(scores)
+        kept = self.keep(scores)
         for name, mask in kept.items():
-            expected = Row(0.5) if name.role is Role.MODULATION else Layer(0.5)
-            assert torch.equal(mask, expected.keep(scores)[name])
+            expected = Row() if name.role is Role.MODULATION else Layer()
+            assert torch.equal(mask, expected.keep(scores, counts(scores, 0.5))[name])
 
     def test_layers_that_are_all_alike_are_all_pruned_per_layer(self):
         scores = {target(str(i)): clustered(seed=i) for i in range(6)}
-        assert {pools.name for pools in self.granularity.pools(scores).values()} == {"layer"}
+        assert {
+            pools.name for pools in self.granularity.pools(scores, counts(scores, 0.5)).values()
+        } == {"layer"}
 
     def test_one_outlier_is_no_kind(self):
         scores = {**{target(f"{i}"): noise(8, 32, seed=i) for i in range(5)}, target(): clustered()}
-        assert self.granularity.pools(scores)[target()].name == "layer"
+        assert self.names(scores)[-1] == "layer"
 
     def test_what_it_will_be_is_not_known_beforehand(self):
         assert self.granularity.label(target()) == "row or layer"
 
 
-class TestByKind(GranularityContract):
-    granularity = ClusteringAware(0.5, threshold="by-kind")
+class TestByKind(WithNames):
+    granularity = ClusteringAware(threshold="by-kind")
 
     def test_modulation_is_pruned_per_row_whatever_its_scores(self):
         scores = {target("ada", Role.MODULATION): noise(4, 4), target("mlp"): clustered()}
-        names = [pools.name for pools in self.granularity.pools(scores).values()]
+        names = [
+            pools.name for pools in self.granularity.pools(scores, counts(scores, 0.5)).values()
+        ]
         assert names == ["row", "layer"]
 
     def test_what_it_will_be_is_known_beforehand(self):
@@ -59,13 +69,16 @@ class TestByKind(GranularityContract):
         assert self.granularity.label(target()) == "layer"
 
 
-class TestThreshold(GranularityContract):
-    granularity = ClusteringAware(0.5, threshold=0.1)
+class TestThreshold(WithNames):
+    granularity = ClusteringAware(threshold=0.1)
 
     def test_a_layer_above_the_threshold_is_pruned_per_row(self):
         scores = {target("a"): noise(8, 32), target("b"): clustered()}
         assert row_variation(scores[target("a")]) < 0.1 < row_variation(scores[target("b")])
-        assert [p.name for p in self.granularity.pools(scores).values()] == ["layer", "row"]
+        assert [p.name for p in self.granularity.pools(scores, counts(scores, 0.5)).values()] == [
+            "layer",
+            "row",
+        ]
 
 
 def test_the_coefficient_is_the_papers_equation_10():

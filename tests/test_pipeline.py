@@ -5,16 +5,18 @@ import torch
 from conftest import split
 
 import ditprune
+from ditprune.calibration import Observation, calibrate, evaluating
 from ditprune.families import Batch, DiT, Table
 from ditprune.granularity import ClusteringAware, Layer, Row
 from ditprune.masks import weight_matrix
-from ditprune.pipeline import calibrate, evaluating, target_weights
+from ditprune.pipeline import target_weights
+from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 
 
-def prune(model, batches, **changes):
-    recipe = {"family": DiT(), "saliency": Energy(), "granularity": Layer(0.5), **changes}
-    return ditprune.prune(model, batches, **recipe)
+def prune(model, batches, family=None, **changes):
+    recipe = Recipe(**{"saliency": Energy(), "granularity": Layer(), "sparsity": 0.5, **changes})
+    return ditprune.prune(model, batches, family=family or DiT(), recipe=recipe).masks
 
 
 def test_half_of_the_targets_weights_go_and_nothing_else_changes(tiny_dit, calibration):
@@ -51,7 +53,7 @@ def test_masks_do_not_depend_on_the_batch_size_to_the_bit(tiny_dit, calibration,
 def test_statistics_do_not_depend_on_the_batch_size_to_the_bit(tiny_dit, calibration):
     weights = target_weights(tiny_dit, DiT())
     whole, pieces = (
-        calibrate(tiny_dit, split(calibration, size), DiT(), weights, num_timestep_bins=3)
+        calibrate(tiny_dit, split(calibration, size), DiT(), weights, Observation(3))
         for size in (12, 5)
     )
     for target in weights:
@@ -60,10 +62,10 @@ def test_statistics_do_not_depend_on_the_batch_size_to_the_bit(tiny_dit, calibra
 
 def test_each_sample_counts_in_the_bin_of_its_noise_level(tiny_dit, calibration):
     weights = target_weights(tiny_dit, DiT())
-    stats = calibrate(tiny_dit, [calibration], DiT(), weights, num_timestep_bins=4)
+    stats = calibrate(tiny_dit, [calibration], DiT(), weights, Observation(4))
     # Twelve samples over four bins, of sixteen tokens in two guidance branches; adaLN sees two.
-    assert stats[next(iter(weights))].num_tokens.tolist() == [6] * 4
-    assert stats[list(weights)[1]].num_tokens.tolist() == [96] * 4
+    assert stats[next(iter(weights))].weight.tolist() == [6] * 4
+    assert stats[list(weights)[1]].weight.tolist() == [96] * 4
 
 
 def test_labels_are_not_dropped_while_calibrating_and_the_mode_comes_back(tiny_dit, calibration):
@@ -84,7 +86,7 @@ def test_no_gradient_is_kept(tiny_dit, calibration):
 
 def test_a_half_precision_model_is_pruned_to_the_same_sparsity(tiny_dit, calibration):
     tiny_dit.to(torch.bfloat16)
-    assert prune(tiny_dit, [calibration], granularity=Row(0.5)).sparsity() == 0.5
+    assert prune(tiny_dit, [calibration], granularity=Row()).sparsity() == 0.5
     assert tiny_dit.dtype is torch.bfloat16
 
 
@@ -139,6 +141,6 @@ def test_evaluating_restores_the_mode_after_an_exception():
 def test_the_granularity_decides_the_masks(tiny_dit, calibration):
     hashes = {
         prune(copy.deepcopy(tiny_dit), [calibration], granularity=granularity).hash()
-        for granularity in (Layer(0.5), Row(0.5), ClusteringAware(0.5, threshold="by-kind"))
+        for granularity in (Layer(), Row(), ClusteringAware(threshold="by-kind"))
     }
     assert len(hashes) == 3

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from contracts import SaliencyContract, some_stats, some_weight
+from contracts import SaliencyContract, counts, some_stats, some_weight, target
 
 from ditprune.activations import ActivationStats
 from ditprune.granularity import Layer, Row
@@ -10,9 +10,8 @@ from ditprune.saliency import Energy, Magnitude
 
 
 def mask(granularity: Granularity, score: torch.Tensor) -> torch.Tensor:
-    from contracts import target
-
-    return granularity.keep({target(): score})[target()]
+    scores = {target(): score}
+    return granularity.keep(scores, counts(scores, 0.5))[target()]
 
 
 class TestEnergy(SaliencyContract):
@@ -38,10 +37,10 @@ class TestWanda(SaliencyContract):
         stats = ActivationStats(12)
         stats.add(torch.from_numpy(x).float())
         score = self.saliency.score(torch.from_numpy(weight).float(), stats)
-        assert np.array_equal(mask(Row(0.5), score).numpy(), expected)
+        assert np.array_equal(mask(Row(), score).numpy(), expected)
 
 
-@pytest.mark.parametrize("granularity", [Row(0.5), Layer(0.5)])
+@pytest.mark.parametrize("granularity", [Row(), Layer()])
 def test_only_the_ratio_of_the_exponents_decides(granularity):
     weight, stats = some_weight(), some_stats()
     squared = mask(granularity, Energy(2.0, 1.0).score(weight, stats))
@@ -54,8 +53,8 @@ def test_only_the_ratio_of_the_exponents_decides(granularity):
 def test_without_activations_it_ranks_like_magnitude():
     weight, stats = some_weight(), some_stats()
     assert torch.equal(
-        mask(Layer(0.5), Energy(1.0, 0.0).score(weight, stats)),
-        mask(Layer(0.5), Magnitude().score(weight, stats)),
+        mask(Layer(), Energy(1.0, 0.0).score(weight, stats)),
+        mask(Layer(), Magnitude().score(weight, stats)),
     )
 
 

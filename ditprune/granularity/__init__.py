@@ -3,6 +3,7 @@
 from ditprune.granularity.base import Granularity as Granularity
 from ditprune.granularity.base import Masks as Masks
 from ditprune.granularity.base import Pools as Pools
+from ditprune.granularity.base import Runs as Runs
 from ditprune.granularity.clustering_aware import ClusteringAware as ClusteringAware
 from ditprune.granularity.layer import Layer as Layer
 from ditprune.granularity.row import Row as Row

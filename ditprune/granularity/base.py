@@ -5,41 +5,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from ditprune.targets import PruneTarget
 
 Masks = Mapping[PruneTarget, Bool[Tensor, "out in"]]
+Shape = tuple[int, int]
+
+
+class Pools(abc.ABC):
+    """Who competes with whom inside one layer. A repair that moves the mask comes back to it."""
+
+    name: str
+    """What a pool is: `layer`, `row`, `2:4`."""
+
+    @abc.abstractmethod
+    def keep(self, score: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
+        """Return the mask of the winners of every pool, in exactly the numbers wanted."""
 
 
 @dataclass(frozen=True)
-class Pools:
-    """Who competes with whom inside one layer: equal runs of its weights, row after row."""
+class Runs(Pools):
+    """Pools that are equal runs of the layer's weights, row after row."""
 
     name: str
-    """What a pool is: `layer`, `row`."""
     num_kept: Int64[Tensor, " pools"]
 
     def keep(self, score: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
-        """Return the mask of the winners of every pool, in exactly the numbers wanted."""
+        """Return the mask of the winners of every run."""
         units = score.reshape(len(self.num_kept), -1)
         return keep_top(units, self.num_kept.to(score.device)).reshape(score.shape)
 
 
-@dataclass(frozen=True)
 class Granularity(abc.ABC):
     """Who competes with whom for the weights that stay."""
-
-    sparsity: float
-    """The fraction of every layer's weights to remove, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        """Refuse an impossible sparsity."""
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(
-                f"sparsity must be in [0, 1), the fraction to remove; got {self.sparsity}"
-            )
 
     @abc.abstractmethod
     def label(self, target: PruneTarget) -> str:
@@ -47,13 +47,28 @@ class Granularity(abc.ABC):
 
     @abc.abstractmethod
     def pools(
-        self, scores: Mapping[PruneTarget, Float[Tensor, "out in"]]
+        self,
+        scores: Mapping[PruneTarget, Float[Tensor, "out in"]],
+        num_pruned: Mapping[PruneTarget, int],
     ) -> dict[PruneTarget, Pools]:
-        """Choose the pools of every layer."""
+        """Choose the pools of every layer, of which so many weights go."""
 
-    def keep(self, scores: Mapping[PruneTarget, Float[Tensor, "out in"]]) -> Masks:
+    def attainable(self, target: PruneTarget, shape: Shape, num_pruned: int) -> int:
+        """Return how many weights of a layer really go, where so many are to go.
+
+        Raises:
+            ValueError: if no such number is possible.
+        """
+        return num_pruned
+
+    def keep(
+        self,
+        scores: Mapping[PruneTarget, Float[Tensor, "out in"]],
+        num_pruned: Mapping[PruneTarget, int],
+    ) -> Masks:
         """Return the mask of every layer: True = keep."""
-        return {target: pools.keep(scores[target]) for target, pools in self.pools(scores).items()}
+        pools = self.pools(scores, num_pruned)
+        return {target: pools[target].keep(scores[target]) for target in pools}
 
 
 def keep_top(
@@ -86,6 +101,6 @@ def share_evenly(total: int, num_pools: int) -> Int64[Tensor, " pools"]:
     return base + (torch.arange(num_pools) < extra).long()
 
 
-def count_pruned(num_weights: int, sparsity: float) -> int:
-    """Return how many weights of a layer go: the nearest integer to the fraction."""
-    return round(num_weights * sparsity)
+def shape_of(matrix: Shaped[Tensor, "out in"]) -> Shape:
+    """Return rows and columns."""
+    return matrix.shape[0], matrix.shape[1]

@@ -46,11 +46,13 @@ class ClusteringAware(Granularity):
             return "row or layer"
         return "row" if target.role is Role.MODULATION else "layer"
 
-    def pools(self, scores: Scores) -> dict[PruneTarget, Pools]:
+    def pools(
+        self, scores: Scores, num_pruned: Mapping[PruneTarget, int]
+    ) -> dict[PruneTarget, Pools]:
         """Return the pools of every layer, by its coefficient or its kind."""
         per_row = self.per_row({target: row_variation(score) for target, score in scores.items()})
         return {
-            target: (row_pools if target in per_row else layer_pools)(score, self.sparsity)
+            target: (row_pools if target in per_row else layer_pools)(score, num_pruned[target])
             for target, score in scores.items()
         }
 

@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditprune.granularity.base import Granularity, Pools, count_pruned
+from ditprune.granularity.base import Granularity, Pools, Runs
 from ditprune.targets import PruneTarget
 
 
-def layer_pools(score: Float[Tensor, "out in"], sparsity: float) -> Pools:
+def layer_pools(score: Float[Tensor, "out in"], num_pruned: int) -> Pools:
     """Return one pool of all weights."""
-    num_weights = score.numel()
-    return Pools("layer", torch.tensor([num_weights - count_pruned(num_weights, sparsity)]))
+    return Runs("layer", torch.tensor([score.numel() - num_pruned]))
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class Layer(Granularity):
         return "layer"
 
     def pools(
-        self, scores: Mapping[PruneTarget, Float[Tensor, "out in"]]
+        self,
+        scores: Mapping[PruneTarget, Float[Tensor, "out in"]],
+        num_pruned: Mapping[PruneTarget, int],
     ) -> dict[PruneTarget, Pools]:
         """Return one pool for each layer."""
-        return {target: layer_pools(score, self.sparsity) for target, score in scores.items()}
+        return {target: layer_pools(score, num_pruned[target]) for target, score in scores.items()}

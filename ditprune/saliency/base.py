@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,13 +13,22 @@ from ditprune.targets import PruneTarget
 
 
 class Saliency(abc.ABC):
-    """How much a weight matters. Higher means: keep."""
+    """How much a weight matters. Higher means: keep; no score is negative."""
+
+    needs_gram: ClassVar[bool] = False
+    """Whether it reads the Gram matrix of the inputs."""
 
     @abc.abstractmethod
     def score(
         self, weight: Float[Tensor, "out in"], stats: ActivationStats
     ) -> Float[Tensor, "out in"]:
         """Score every weight of one layer, in float32, from the weights and what flowed in."""
+
+    def beside(
+        self, target: PruneTarget, weights: Mapping[PruneTarget, Float[Tensor, "out in"]]
+    ) -> "Saliency":
+        """Return the saliency that scores a layer among others; most look at it alone."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Scores(Mapping[PruneTarget, Tensor]):
 
     def __getitem__(self, target: PruneTarget) -> Float[Tensor, "out in"]:
         """Score one layer."""
-        return self.saliency.score(self.weights[target], self.stats[target])
+        saliency = self.saliency.beside(target, self.weights)
+        return saliency.score(self.weights[target], self.stats[target])
 
     def __iter__(self) -> Iterator[PruneTarget]:
         """Iterate over the layers."""

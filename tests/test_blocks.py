@@ -1,0 +1,167 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import split
+from torch import nn
+
+from ditprune.blocks import calibrate_blocks
+from ditprune.calibration import LogDecrease, Observation, calibrate
+from ditprune.families import Batch, DiT, Table
+from ditprune.pipeline import target_weights
+from ditprune.targets import Role
+
+OBSERVATION = Observation(2, with_gram=True)
+
+
+def whole(model, batches):
+    return calibrate(model, batches, DiT(), target_weights(model, DiT()), OBSERVATION)
+
+
+def by_block(model, batches, **options):
+    weights = target_weights(model, DiT())
+    return calibrate_blocks(model, batches, DiT(), weights, OBSERVATION, **options)
+
+
+def test_block_by_block_is_the_same_as_all_at_once_to_the_bit(tiny_dit, calibration):
+    expected = whole(tiny_dit, [calibration])
+    seen = {t: s for stats in by_block(tiny_dit, [calibration]) for t, s in stats.items()}
+    assert list(seen) == list(expected)
+    for target, stats in seen.items():
+        assert torch.equal(stats.pack(), expected[target].pack())
+
+
+def test_the_batch_size_changes_no_bit(tiny_dit, calibration):
+    one, other = by_block(tiny_dit, [calibration]), by_block(tiny_dit, split(calibration, 5))
+    for stats, others in zip(one, other, strict=True):
+        for target in stats:
+            assert torch.equal(stats[target].pack(), others[target].pack())
+
+
+def test_one_block_is_in_memory_at_a_time(tiny_dit, calibration):
+    for index, stats in enumerate(by_block(tiny_dit, [calibration])):
+        assert {target.block for target in stats} == {index}
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_only_sequentially_does_a_change_of_a_block_flow_on(tiny_dit, calibration, sequential):
+    dense = whole(tiny_dit, [calibration])
+    walk = by_block(tiny_dit, [calibration], sequential=sequential)
+    next(walk)
+    tiny_dit.transformer_blocks[0].ff.net[2].weight.data.zero_()
+    changed = whole(tiny_dit, [calibration])
+    expected = changed if sequential else dense
+    seen = next(walk)
+    moved = [t for t in seen if not torch.equal(changed[t].pack(), dense[t].pack())]
+    assert moved, "the change must matter, or this test shows nothing"
+    for target, stats in seen.items():
+        assert torch.equal(stats.pack(), expected[target].pack())
+
+
+def test_blocks_before_and_after_do_not_run(tiny_dit, calibration):
+    calls = []
+    for index, block in enumerate(tiny_dit.transformer_blocks):
+        block.ff.register_forward_hook(lambda *_, index=index: calls.append(index))
+    walk = by_block(tiny_dit, [calibration])
+    next(walk)
+    calls.clear()
+    next(walk)
+    assert calls == [1] * 12
+
+
+def test_the_model_is_left_as_it_was(tiny_dit, calibration):
+    tiny_dit.train()
+    before = copy.deepcopy(tiny_dit.state_dict())
+    for _ in by_block(tiny_dit, [calibration], sequential=True):
+        pass
+    assert all(torch.equal(v, before[name]) for name, v in tiny_dit.state_dict().items())
+    assert tiny_dit.training
+    assert not any("forward" in vars(module) for module in tiny_dit.modules())
+    assert not any(module._forward_hooks for module in tiny_dit.modules())
+
+
+class Tower(nn.Module):
+    """Two linear blocks, called in an order and with connections that a subclass decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+
+
+class Skipping(Tower):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.blocks[0](x)
+        return self.blocks[2](self.blocks[1](first)) + self.blocks[2](first)
+
+
+class Backwards(Tower):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[0](self.blocks[1](self.blocks[2](x)))
+
+
+def run(model: nn.Module, calibration: Batch, walk: Callable, **options):
+    family = Table(
+        table={r"blocks\.(?P<block>\d+)\.0": Role.MLP_UP},
+        call=lambda model, batch: model(batch.latents[..., :4]),
+    )
+    weights = target_weights(model, family)
+    return walk(model, [calibration], family, weights, OBSERVATION, **options)
+
+
+@pytest.mark.parametrize("kind", [Skipping, Backwards])
+def test_models_that_are_no_plain_chain_are_calibrated_as_rightly(kind, calibration):
+    torch.manual_seed(0)
+    model = kind().eval()
+    expected = run(model, calibration, calibrate)
+    seen = {}
+    for stats in run(model, calibration, calibrate_blocks, sequential=True):
+        seen.update(stats)
+    for target, stats in expected.items():
+        assert torch.equal(stats.pack(), seen[target].pack())
+
+
+def test_blocks_come_in_the_order_in_which_the_model_calls_them(calibration):
+    walk = run(Backwards().eval(), calibration, calibrate_blocks)
+    assert [next(iter(stats)).block for stats in walk] == [2, 1, 0]
+
+
+def test_a_block_that_is_never_called_is_named(calibration):
+    class Forgetful(Tower):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks[0](self.blocks[2](x))
+
+    with pytest.raises(ValueError, match=r"never calls blocks\.1 as a module"):
+        next(run(Forgetful().eval(), calibration, calibrate_blocks))
+
+
+def test_no_samples_is_an_error(tiny_dit):
+    with pytest.raises(ValueError, match="calibration set is empty"):
+        next(by_block(tiny_dit, []))
+
+
+def test_timestep_weights_scale_the_gram_matrix_and_the_energies_alike(tiny_dit, calibration):
+    weights = target_weights(tiny_dit, DiT())
+    weighting = LogDecrease(25)
+    weighted = calibrate(
+        tiny_dit, [calibration], DiT(), weights, Observation(1, weighting, with_gram=True)
+    )
+    target = next(iter(weights))
+    parts = [calibration.sample(i) for i in range(12)]
+    alone = [
+        calibrate(tiny_dit, [part], DiT(), weights, Observation(1, with_gram=True))[target]
+        for part in parts
+    ]
+    factors = [weighting.at(part.noise_level.item()) for part in parts]
+    assert factors == sorted(factors)
+    assert factors[0] == pytest.approx(0.8, abs=1 / 512)
+    moment = sum(f * s.gram for f, s in zip(factors, alone, strict=True)) / (2 * sum(factors))
+    assert torch.allclose(weighted[target].second_moment(), moment)
+    assert torch.allclose(weighted[target].energy(), moment.diagonal())
+
+
+def test_the_weights_of_obs_diff_rise_from_the_last_step_to_the_first():
+    weights = LogDecrease(25)
+    expected = 0.8 + 0.4 * torch.log(torch.arange(1.0, 26)) / torch.log(torch.tensor(25.0))
+    got = torch.tensor([weights.at(step / 24) for step in range(25)])
+    assert torch.allclose(got, expected, atol=1 / 512)
