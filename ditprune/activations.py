@@ -1,7 +1,7 @@
 """What flows into a layer, summed: means, energies, and where asked the Gram matrix."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -103,14 +103,15 @@ def recording(
     model: nn.Module,
     stats: MutableMapping[PruneTarget, ActivationStats],
     timestep_bin: int = 0,
-    weight: float = 1.0,
+    weights: Sequence[float] = (1.0,),
 ) -> Iterator[None]:
     """Add to `stats` what flows into its layers while the block runs.
 
-    Layers that are called one after another with the same tensor (q, k and v) come to share
-    one statistic, summed once.
+    The batch is cut into as many equal parts, guidance branches, as there are weights. Layers
+    that are called one after another with the same tensor (q, k and v) come to share one
+    statistic, summed once.
     """
-    recorder = _Recorder(stats, timestep_bin, weight)
+    recorder = _Recorder(stats, timestep_bin, weights)
     handles = []
     try:
         for target in stats:
@@ -129,11 +130,11 @@ class _Recorder:
         self,
         stats: MutableMapping[PruneTarget, ActivationStats],
         timestep_bin: int,
-        weight: float,
+        weights: Sequence[float],
     ) -> None:
         self.stats = stats
         self.timestep_bin = timestep_bin
-        self.weight = weight
+        self.weights = weights
         self.last_input: Tensor | None = None
         self.last_target: PruneTarget | None = None
         self.added_by: dict[int, PruneTarget] = {}
@@ -163,7 +164,13 @@ class _Recorder:
         stats = self.stats[target]
         if self.added_by.setdefault(id(stats), target) != target:
             raise RuntimeError(f"{target.name} shares its input only in some calls")
-        stats.add(x, self.timestep_bin, self.weight)
+        if len(x) % len(self.weights):
+            raise RuntimeError(
+                f"{target.name} sees {len(x)} rows at once, which cannot be {len(self.weights)} "
+                "guidance branches; let the family's predict stack the branches along the batch"
+            )
+        for branch, weight in zip(x.chunk(len(self.weights)), self.weights, strict=True):
+            stats.add(branch, self.timestep_bin, weight)
 
 
 def demand_reached(stats: Stats) -> None:

@@ -61,8 +61,22 @@ class LogDecrease(TimestepWeighting):
         """Return the weight of the step at this level of noise."""
         step = noise_level * (self.num_steps - 1)
         weight = 0.8 + 0.4 * math.log1p(step) / math.log(self.num_steps)
-        # A multiple of 1/256 times a 24-bit sum is exact in 53 bits, in whatever order it is added.
-        return round(weight * 256) / 256
+        return coarse(weight)
+
+
+def coarse(weight: float) -> float:
+    """Round to 1/256: times a sum of 24 bits it is exact in 53, in whatever order it is added."""
+    return round(weight * 256) / 256
+
+
+def branch_weights(guidance_scale: float) -> tuple[float, float]:
+    """Return how much errors of the conditional and of the unconditional branch count.
+
+    Guidance returns s c - (s - 1) u: independent errors of c and u add up as s^2 and (s - 1)^2.
+    """
+    conditional, unconditional = guidance_scale**2, (guidance_scale - 1) ** 2
+    mean = (conditional + unconditional) / 2
+    return coarse(conditional / mean), coarse(unconditional / mean)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,8 @@ class Observation:
     num_timestep_bins: int = 1
     """Parts of the noise schedule whose energies are kept apart."""
     weighting: TimestepWeighting = Even()
+    guidance_scale: float | None = None
+    """Weigh the guidance branches as sampling at this scale does; None weighs them alike."""
     with_gram: bool = False
     """Keep the Gram matrix of every input too: in x in float64 numbers."""
 
@@ -96,7 +112,10 @@ class Observation:
         """Record what flows into the layers of `stats` while the model sees one sample."""
         level = sample.noise_level.item()
         timestep_bin = min(int(level * self.num_timestep_bins), self.num_timestep_bins - 1)
-        with recording(model, stats, timestep_bin, self.weighting.at(level)):
+        scale = self.guidance_scale
+        branches = (1.0,) if scale is None else branch_weights(scale)
+        weights = [self.weighting.at(level) * weight for weight in branches]
+        with recording(model, stats, timestep_bin, weights):
             yield
 
 

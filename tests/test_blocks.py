@@ -165,3 +165,18 @@ def test_the_weights_of_obs_diff_rise_from_the_last_step_to_the_first():
     expected = 0.8 + 0.4 * torch.log(torch.arange(1.0, 26)) / torch.log(torch.tensor(25.0))
     got = torch.tensor([weights.at(step / 24) for step in range(25)])
     assert torch.allclose(got, expected, atol=1 / 512)
+
+
+def test_guidance_branches_count_as_their_errors_do_in_the_guided_prediction(tiny_dit, calibration):
+    """At scale 3 the guided prediction is 3 c - 2 u."""
+    weights = target_weights(tiny_dit, DiT())
+    seen = []
+    target = next(t for t in weights if t.role is Role.MLP_DOWN)
+    layer = tiny_dit.get_submodule(target.name)
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    observation = Observation(guidance_scale=3.0, with_gram=True)
+    stats = calibrate(tiny_dit, [calibration.sample(5)], DiT(), weights, observation)[target]
+    handle.remove()
+    conditional, unconditional = seen[0].double()
+    expected = (9 * conditional.T @ conditional + 4 * unconditional.T @ unconditional) / (16 * 13)
+    assert torch.allclose(stats.second_moment(), expected, atol=2e-3)
