@@ -46,7 +46,6 @@ class PruneCallback(BeforePruning):
         saliency: Saliency = Energy(),
         num_timestep_bins: int = 10,
         timestep_weighting: TimestepWeighting = Even(),
-        guidance_scale: float | None = None,
         module: str = "transformer",
     ) -> None:
         """Choose what to collect.
@@ -56,15 +55,11 @@ class PruneCallback(BeforePruning):
             saliency: what a weight is worth.
             num_timestep_bins: parts of the noise schedule whose energies are kept apart.
             timestep_weighting: how much samples at each level of noise count.
-            guidance_scale: of the sampling to come, at which errors of the guidance branches
-                count; None counts the branches alike.
             module: path of the transformer inside the LightningModule.
         """
         self.family = family
         self.saliency = saliency
-        self.observation = Observation(
-            num_timestep_bins, timestep_weighting, guidance_scale, saliency.needs_gram
-        )
+        self.observation = Observation(num_timestep_bins, timestep_weighting, saliency.needs_gram)
         self.module = module
         self._cleanup = ExitStack()
 

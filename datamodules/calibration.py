@@ -1,7 +1,5 @@
 """Calibration samples: noised images at timesteps that cover the whole schedule evenly."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
@@ -9,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ditprune.families import Batch, Condition, map_condition
+from ditprune.families.base import join_conditions
 from ditprune.sampling import sample_generator
 
 
@@ -75,12 +74,6 @@ class CalibrationDataset(Dataset[Batch]):
 def collate(samples: list[Batch]) -> Batch:
     """Join batches of one."""
     latents, timesteps, conditions, levels = zip(*samples, strict=True)
-    return Batch(torch.cat(latents), torch.cat(timesteps), join(conditions), torch.cat(levels))
-
-
-def join(conditions: Sequence[Condition]) -> Condition:
-    """Concatenate conditions of one kind."""
-    first = conditions[0]
-    if isinstance(first, Tensor):
-        return torch.cat(conditions)  # type: ignore[arg-type]
-    return {name: torch.cat([each[name] for each in conditions]) for name in first}  # type: ignore[index]
+    return Batch(
+        torch.cat(latents), torch.cat(timesteps), join_conditions(conditions), torch.cat(levels)
+    )

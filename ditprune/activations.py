@@ -1,7 +1,7 @@
 """What flows into a layer, summed: means, energies, and where asked the Gram matrix."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,8 +27,9 @@ class ActivationStats:
         num_timestep_bins: int = 1,
         device: torch.device | None = None,
         with_gram: bool = False,
+        with_dense: bool = False,
     ) -> None:
-        """Start from nothing, for T timestep bins; with the Gram matrix only where it is asked."""
+        """Start from nothing, for T timestep bins; with matrices only where they are asked for."""
         shape = (num_timestep_bins, num_inputs)
         self.sum: Float64[Tensor, "T in"] = torch.zeros(shape, dtype=torch.float64, device=device)
         self.sum_of_squares: Float64[Tensor, "T in"] = torch.zeros_like(self.sum)
@@ -38,16 +39,33 @@ class ActivationStats:
         """Sum of x x^T over all tokens: the Hessian of the layer's squared output error."""
         if with_gram:
             self.gram = self.sum.new_zeros(num_inputs, num_inputs)
+        self.cross: Float64[Tensor, "in in"] | None = None
+        """Sum of d x^T, where d flows in in the dense model and x in the pruned one."""
+        self.dense_sum: Float64[Tensor, " in"] = self.sum.new_zeros(num_inputs)
+        if with_dense:
+            self.cross = self.sum.new_zeros(num_inputs, num_inputs)
 
-    def add(self, x: Float[Tensor, "..."], timestep_bin: int = 0, weight: float = 1.0) -> None:
-        """Count the tokens of one call: [tokens, in], [b, tokens, in] or [b, in, h, w]."""
-        tokens = x.movedim(1, -1) if x.ndim == 4 else x
-        tokens = tokens.reshape(-1, self.sum.shape[1]).float()
+    def add(
+        self,
+        x: Float[Tensor, "..."],
+        timestep_bin: int = 0,
+        weight: float = 1.0,
+        dense: Float[Tensor, "..."] | None = None,
+    ) -> None:
+        """Count the tokens of one call: [tokens, in], [b, tokens, in] or [b, in, h, w].
+
+        `dense` is what flows in at the same place of the dense model; None where it is the same.
+        """
+        tokens = tokens_of(x)
         self.sum[timestep_bin] += weight * tokens.sum(0).double()
         self.sum_of_squares[timestep_bin] += weight * tokens.square().sum(0).double()
         self.weight[timestep_bin] += weight * len(tokens)
         if self.gram is not None:
             self.gram += weight * (tokens.T @ tokens).double()
+        if self.cross is not None:
+            there = tokens if dense is None else tokens_of(dense)
+            self.cross += weight * (there.T @ tokens).double()
+            self.dense_sum += weight * there.sum(0).double()
 
     def __add__(self, other: "ActivationStats") -> "ActivationStats":
         """Merge with what was seen elsewhere."""
@@ -79,20 +97,29 @@ class ActivationStats:
 
     def pack(self) -> Float64[Tensor, " n"]:
         """Return the state as one vector, for a summed reduction over ranks."""
-        gram = [] if self.gram is None else [self.gram.flatten()]
-        sums = [self.sum.flatten(), self.sum_of_squares.flatten(), *gram]
-        return torch.cat([self.weight.to(self.sum), *sums])
+        return torch.cat([self.weight.to(self.sum), *(part.flatten() for part in self._parts())])
 
     def unpack_(self, packed: Float64[Tensor, " n"]) -> None:
         """Replace the state by what `pack` returned."""
-        num_sums = self.sum.numel()
-        sizes = [len(self.weight), num_sums, num_sums]
-        weight, first, second, gram = packed.split([*sizes, len(packed) - sum(sizes)])
+        parts = self._parts()
+        weight, *values = packed.split([len(self.weight), *(part.numel() for part in parts)])
         self.weight = weight.cpu()
-        self.sum = first.reshape(self.sum.shape).clone()
-        self.sum_of_squares = second.reshape(self.sum.shape).clone()
+        whole = [value.reshape(p.shape).clone() for value, p in zip(values, parts, strict=True)]
+        self.sum, self.sum_of_squares, self.dense_sum, *matrices = whole
         if self.gram is not None:
-            self.gram = gram.reshape(self.gram.shape).clone()
+            self.gram = matrices.pop(0)
+        if self.cross is not None:
+            self.cross = matrices.pop(0)
+
+    def _parts(self) -> list[Tensor]:
+        matrices = [matrix for matrix in (self.gram, self.cross) if matrix is not None]
+        return [self.sum, self.sum_of_squares, self.dense_sum, *matrices]
+
+
+def tokens_of(x: Float[Tensor, "..."]) -> Float[Tensor, "tokens in"]:
+    """Return the tokens of one call as rows, in float32; pixels of a feature map are tokens."""
+    channels_last = x.movedim(1, -1) if x.ndim == 4 else x
+    return channels_last.reshape(-1, channels_last.shape[-1]).float()
 
 
 Stats = Mapping[PruneTarget, ActivationStats]
@@ -103,15 +130,17 @@ def recording(
     model: nn.Module,
     stats: MutableMapping[PruneTarget, ActivationStats],
     timestep_bin: int = 0,
-    weights: Sequence[float] = (1.0,),
+    weights: Callable[[PruneTarget], Sequence[float]] = lambda target: (1.0,),
+    dense: Iterable[Tensor] = (),
 ) -> Iterator[None]:
     """Add to `stats` what flows into its layers while the block runs.
 
-    The batch is cut into as many equal parts, guidance branches, as there are weights. Layers
-    that are called one after another with the same tensor (q, k and v) come to share one
-    statistic, summed once.
+    `weights` tells how much the tokens of a layer count: the batch is cut into as many equal
+    parts, guidance branches, as there are weights. Layers that are called one after another with
+    the same tensor (q, k and v) come to share one statistic, summed once. `dense` is what flows
+    in at the same place of the dense model, call by call: then all of `stats` share one input.
     """
-    recorder = _Recorder(stats, timestep_bin, weights)
+    recorder = _Recorder(stats, timestep_bin, weights, dense)
     handles = []
     try:
         for target in stats:
@@ -130,8 +159,10 @@ class _Recorder:
         self,
         stats: MutableMapping[PruneTarget, ActivationStats],
         timestep_bin: int,
-        weights: Sequence[float],
+        weights: Callable[[PruneTarget], Sequence[float]],
+        dense: Iterable[Tensor],
     ) -> None:
+        self.dense = iter(dense)
         self.stats = stats
         self.timestep_bin = timestep_bin
         self.weights = weights
@@ -164,13 +195,16 @@ class _Recorder:
         stats = self.stats[target]
         if self.added_by.setdefault(id(stats), target) != target:
             raise RuntimeError(f"{target.name} shares its input only in some calls")
-        if len(x) % len(self.weights):
+        weights = self.weights(target)
+        if len(x) % len(weights):
             raise RuntimeError(
-                f"{target.name} sees {len(x)} rows at once, which cannot be {len(self.weights)} "
+                f"{target.name} sees {len(x)} rows at once, which cannot be {len(weights)} "
                 "guidance branches; let the family's predict stack the branches along the batch"
             )
-        for branch, weight in zip(x.chunk(len(self.weights)), self.weights, strict=True):
-            stats.add(branch, self.timestep_bin, weight)
+        dense = next(self.dense, x)
+        branches = zip(x.chunk(len(weights)), dense.chunk(len(weights)), weights, strict=True)
+        for branch, dense_branch, weight in branches:
+            stats.add(branch, self.timestep_bin, weight, dense_branch)
 
 
 def demand_reached(stats: Stats) -> None:

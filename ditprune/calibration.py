@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ditprune.activations import (
@@ -23,6 +23,8 @@ from ditprune.families import Batch, Family
 from ditprune.targets import PruneTarget
 
 Weights = Mapping[PruneTarget, Float[Tensor, "out in"]]
+TokenWeights = Mapping[PruneTarget, Float64[Tensor, "T branches"]]
+"""How much the tokens that flow into a layer count, by timestep bin and guidance branch."""
 
 
 class TimestepWeighting(abc.ABC):
@@ -65,18 +67,14 @@ class LogDecrease(TimestepWeighting):
 
 
 def coarse(weight: float) -> float:
-    """Round to 1/256: times a sum of 24 bits it is exact in 53, in whatever order it is added."""
-    return round(weight * 256) / 256
+    """Round to 8 bits: times a sum of 24 bits it is exact in 53, in whatever order it is added."""
+    mantissa, exponent = math.frexp(weight)
+    return math.ldexp(round(mantissa * 256), exponent - 8)
 
 
-def branch_weights(guidance_scale: float) -> tuple[float, float]:
-    """Return how much errors of the conditional and of the unconditional branch count.
-
-    Guidance returns s c - (s - 1) u: independent errors of c and u add up as s^2 and (s - 1)^2.
-    """
-    conditional, unconditional = guidance_scale**2, (guidance_scale - 1) ** 2
-    mean = (conditional + unconditional) / 2
-    return coarse(conditional / mean), coarse(unconditional / mean)
+def position_in_bins(level: float, num_bins: int) -> int:
+    """Return which of equal parts of the noise schedule a level in [0, 1] lies in."""
+    return min(int(level * num_bins), num_bins - 1)
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,6 @@ class Observation:
     num_timestep_bins: int = 1
     """Parts of the noise schedule whose energies are kept apart."""
     weighting: TimestepWeighting = Even()
-    guidance_scale: float | None = None
-    """Weigh the guidance branches as sampling at this scale does; None weighs them alike."""
     with_gram: bool = False
     """Keep the Gram matrix of every input too: in x in float64 numbers."""
 
@@ -96,26 +92,34 @@ class Observation:
         if self.num_timestep_bins < 1:
             raise ValueError(f"num_timestep_bins must be at least 1; got {self.num_timestep_bins}")
 
-    def empty(self, weights: Weights) -> dict[PruneTarget, ActivationStats]:
+    def empty(
+        self, weights: Weights, with_dense: bool = False
+    ) -> dict[PruneTarget, ActivationStats]:
         """Return statistics of nothing for every layer."""
+        bins, gram = self.num_timestep_bins, self.with_gram
         return {
-            target: ActivationStats(
-                weight.shape[1], self.num_timestep_bins, weight.device, self.with_gram
-            )
+            target: ActivationStats(weight.shape[1], bins, weight.device, gram, with_dense)
             for target, weight in weights.items()
         }
 
     @contextmanager
     def of(
-        self, sample: Batch, model: nn.Module, stats: dict[PruneTarget, ActivationStats]
+        self,
+        sample: Batch,
+        model: nn.Module,
+        stats: dict[PruneTarget, ActivationStats],
+        token_weights: TokenWeights | None = None,
+        dense: Iterable[Tensor] = (),
     ) -> Iterator[None]:
         """Record what flows into the layers of `stats` while the model sees one sample."""
         level = sample.noise_level.item()
-        timestep_bin = min(int(level * self.num_timestep_bins), self.num_timestep_bins - 1)
-        scale = self.guidance_scale
-        branches = (1.0,) if scale is None else branch_weights(scale)
-        weights = [self.weighting.at(level) * weight for weight in branches]
-        with recording(model, stats, timestep_bin, weights):
+        timestep_bin = position_in_bins(level, self.num_timestep_bins)
+
+        def weights(target: PruneTarget) -> list[float]:
+            measured = [1.0] if token_weights is None else token_weights[target][timestep_bin]
+            return [coarse(self.weighting.at(level) * float(weight)) for weight in measured]
+
+        with recording(model, stats, timestep_bin, weights, dense):
             yield
 
 
@@ -126,6 +130,7 @@ def calibrate(
     family: Family,
     weights: Weights,
     observation: Observation = Observation(),
+    token_weights: TokenWeights | None = None,
 ) -> Stats:
     """Return what flows into every target while the model predicts the batches.
 
@@ -136,7 +141,7 @@ def calibrate(
     like = next(iter(weights.values()))
     with evaluating(model):
         for sample in share_of_rank(single_samples(batches)):
-            with observation.of(sample, model, stats):
+            with observation.of(sample, model, stats, token_weights):
                 family.predict(model, sample.like(like))
             demand_reached(stats)
     merge_ranks_(stats)

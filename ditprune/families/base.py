@@ -2,10 +2,11 @@
 
 import abc
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -51,6 +52,14 @@ def map_condition(change: Callable[[Tensor], Tensor], condition: Condition) -> C
     if isinstance(condition, Tensor):
         return change(condition)
     return {name: change(value) for name, value in condition.items()}
+
+
+def join_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Concatenate conditions of one kind."""
+    first = conditions[0]
+    if isinstance(first, Tensor):
+        return torch.cat(conditions)  # type: ignore[arg-type]
+    return {name: torch.cat([each[name] for each in conditions]) for name in first}  # type: ignore[index]
 
 
 def cast_like(x: Tensor, weight: Tensor) -> Tensor:

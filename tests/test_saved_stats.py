@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from ditprune.calibration import LogDecrease, Observation, calibrate
+from ditprune.families import DiT
+from ditprune.pipeline import target_weights
+from ditprune.saved_stats import load_stats, save_stats
+from ditprune.targets import Role
+
+SEEN = Observation(3, LogDecrease(25), with_gram=True)
+
+
+@pytest.fixture
+def weights(tiny_dit):
+    return target_weights(tiny_dit, DiT())
+
+
+@pytest.fixture
+def saved(tiny_dit, calibration, weights, tmp_path):
+    stats = calibrate(tiny_dit, [calibration], DiT(), weights, SEEN)
+    save_stats(tmp_path / "statistics.safetensors", stats, weights, SEEN)
+    return tmp_path / "statistics.safetensors", stats
+
+
+def test_what_was_saved_comes_back_to_the_bit_and_shared_where_it_was(saved, weights):
+    path, stats = saved
+    loaded = load_stats(path, weights, SEEN)
+    assert list(loaded) == list(stats)
+    assert all(torch.equal(loaded[t].pack(), stats[t].pack()) for t in stats)
+    assert len({id(s) for s in loaded.values()}) == len({id(s) for s in stats.values()}) < 14
+
+
+def test_gram_matrices_that_layers_share_are_written_once(saved):
+    path, stats = saved
+    size = sum(8 * s.pack().numel() for s in dict.fromkeys(stats.values()))
+    assert size < path.stat().st_size < size * 1.1
+
+
+def test_statistics_of_another_model_are_refused(saved, tiny_dit, weights):
+    next(iter(weights.values()))[0, 0] += 1
+    with pytest.raises(ValueError, match=r"another model: the weights of 1 layers.*0\.norm1"):
+        load_stats(saved[0], weights, SEEN)
+
+
+def test_statistics_of_another_target_set_are_refused(saved, tiny_dit):
+    fewer = target_weights(tiny_dit, DiT(ignore_roles=(Role.MODULATION,)))
+    with pytest.raises(ValueError, match="another target set: 14 layers, where 12 are"):
+        load_stats(saved[0], fewer, SEEN)
+
+
+def test_statistics_of_another_observation_are_refused(saved, weights):
+    with pytest.raises(ValueError, match="tells of Observation.*LogDecrease.*is asked for"):
+        load_stats(saved[0], weights, Observation(3, with_gram=True))
+
+
+def test_a_file_that_is_missing_or_cut_off_is_an_error_that_names_it(saved, weights, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read statistics from .*nothing"):
+        load_stats(tmp_path / "nothing", weights, SEEN)
+    content = saved[0].read_bytes()
+    saved[0].write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cannot read statistics from"):
+        load_stats(saved[0], weights, SEEN)
