@@ -69,6 +69,28 @@ class TestByKind(WithNames):
         assert self.granularity.label(target()) == "layer"
 
 
+class TestFloor:
+    def test_rows_that_compete_by_themselves_are_rounded_down_and_layers_are_not(self):
+        scores = {target("ada", Role.MODULATION): noise(5, 9), target("mlp"): noise(5, 9)}
+        granularity = ClusteringAware("by-kind", rounding="floor")
+        masks = granularity.keep(scores, dict.fromkeys(scores, 13))
+        assert (~masks[target("ada", Role.MODULATION)]).sum(1).tolist() == [2] * 5
+        assert int((~masks[target("mlp")]).sum()) == 13
+
+    @pytest.mark.parametrize("rounding", ["exact", "floor"])
+    def test_where_the_kind_decides_the_plan_knows_what_rounding_leaves(self, rounding):
+        granularity = ClusteringAware("by-kind", rounding=rounding)
+        planned = granularity.attainable(target("ada", Role.MODULATION), (5, 9), 13)
+        assert planned == (13 if rounding == "exact" else 10)
+        assert granularity.attainable(target("mlp"), (5, 9), 13) == 13
+
+    def test_a_layer_chosen_by_its_scores_is_rounded_down_too(self):
+        scores = {target(): clustered()}
+        floor = ClusteringAware(0.1, rounding="floor")
+        assert (~floor.keep(scores, {target(): 100})[target()]).sum(1).tolist() == [12] * 8
+        assert floor.attainable(target(), (8, 32), 100) == 100  # before the scores are known
+
+
 class TestThreshold(WithNames):
     granularity = ClusteringAware(threshold=0.1)
 

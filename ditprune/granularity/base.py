@@ -4,6 +4,7 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
@@ -77,12 +78,25 @@ def keep_top(
     """Keep exactly the `num_kept` best units of each pool; of equals, the first.
 
     Found by the threshold of each pool, because indices of all weights would take more memory
-    than the weights.
+    than the weights, and sorting them stably more time (benchmarks/selection.py).
     """
     threshold = kth_best(score, num_kept.clamp(min=1)).unsqueeze(1)
+    kept = score >= threshold
+    crowded = kept.sum(1, dtype=torch.int32) > num_kept
+    if crowded.any():
+        kept[crowded] = without_late_equals(score[crowded], threshold[crowded], num_kept[crowded])
+    return kept
+
+
+def without_late_equals(
+    score: Float[Tensor, "pools units"],
+    threshold: Float[Tensor, "pools 1"],
+    num_kept: Int64[Tensor, " pools"],
+) -> Bool[Tensor, "pools units"]:
+    """Keep what is above the threshold, and the first of what equals it, until all are there."""
     better, equal = score > threshold, score == threshold
     vacant = num_kept.unsqueeze(1) - better.sum(1, keepdim=True)
-    return (better | equal & (equal.cumsum(1) <= vacant)) & (num_kept > 0).unsqueeze(1)
+    return better | equal & (equal.cumsum(1, dtype=torch.int32) <= vacant)
 
 
 def kth_best(
@@ -90,9 +104,21 @@ def kth_best(
 ) -> Float[Tensor, " pools"]:
     """Return the k-th largest score of each pool, k counted from 1."""
     rank = score.shape[1] - k
+    if score.device.type == "cpu":
+        return torch.from_numpy(of_rank(score.detach().numpy(), rank.numpy()))
     if (rank == rank[0]).all():
         return score.kthvalue(int(rank[0]) + 1, dim=1).values
     return score.sort(dim=1).values.gather(1, rank.unsqueeze(1)).squeeze(1)
+
+
+def of_rank(
+    score: Float[np.ndarray, "pools units"], rank: Int64[np.ndarray, " pools"]
+) -> Float[np.ndarray, " pools"]:
+    """Return the score of each pool that has so many below it; torch takes thrice as long."""
+    if (rank == rank[0]).all():
+        return np.partition(score, rank[0], axis=1)[:, rank[0]].copy()
+    ordered = np.partition(score, np.unique(rank), axis=1)
+    return np.take_along_axis(ordered, rank[:, None], axis=1)[:, 0]
 
 
 def share_evenly(total: int, num_pools: int) -> Int64[Tensor, " pools"]:

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ditprune.granularity.base import Granularity, Pools
-from ditprune.granularity.layer import layer_pools
-from ditprune.granularity.row import row_pools
+from ditprune.granularity.base import Granularity, Pools, Shape
+from ditprune.granularity.layer import Layer
+from ditprune.granularity.row import Row
 from ditprune.targets import PruneTarget, Role
 
 Scores = Mapping[PruneTarget, Float[Tensor, "out in"]]
@@ -39,6 +39,8 @@ class ClusteringAware(Granularity):
     threshold: float | Literal["auto", "by-kind"] = "auto"
     """The coefficient above which a layer is pruned per row; `auto` finds the widest gap among
     the model's layers on a log scale; `by-kind` takes the modulation layers, as published."""
+    rounding: Literal["exact", "floor"] = "exact"
+    """Of the layers pruned per row, as in `Row`; `floor` reproduces the published counts."""
 
     def label(self, target: PruneTarget) -> str:
         """Return `row` or `layer` where the kind decides, else both."""
@@ -46,15 +48,21 @@ class ClusteringAware(Granularity):
             return "row or layer"
         return "row" if target.role is Role.MODULATION else "layer"
 
+    def attainable(self, target: PruneTarget, shape: Shape, num_pruned: int) -> int:
+        """Round as `Row` does where the kind decides; else nobody knows yet, and it may be less."""
+        if self.threshold == "by-kind" and target.role is Role.MODULATION:
+            return Row(self.rounding).attainable(target, shape, num_pruned)
+        return num_pruned
+
     def pools(
         self, scores: Scores, num_pruned: Mapping[PruneTarget, int]
     ) -> dict[PruneTarget, Pools]:
         """Return the pools of every layer, by its coefficient or its kind."""
         per_row = self.per_row({target: row_variation(score) for target, score in scores.items()})
-        return {
-            target: (row_pools if target in per_row else layer_pools)(score, num_pruned[target])
-            for target, score in scores.items()
-        }
+        rows = {target: score for target, score in scores.items() if target in per_row}
+        whole = {target: score for target, score in scores.items() if target not in per_row}
+        chosen = Row(self.rounding).pools(rows, num_pruned) | Layer().pools(whole, num_pruned)
+        return {target: chosen[target] for target in scores}
 
     def per_row(self, coefficients: Mapping[PruneTarget, float]) -> set[PruneTarget]:
         """Return the layers whose rows are to be pruned one by one."""
