@@ -5,3 +5,4 @@ from ditprune.callbacks.granularity import GranularityCallback as GranularityCal
 from ditprune.callbacks.prune import PruneCallback as PruneCallback
 from ditprune.callbacks.report import ReportCallback as ReportCallback
 from ditprune.callbacks.save_pretrained import SavePretrained as SavePretrained
+from ditprune.callbacks.study import StudyCallback as StudyCallback

@@ -118,16 +118,24 @@ class EvaluationCallback(BeforePruning):
             self.before_pruning(trainer, pl_module)
         else:
             granularity.demand_pruned(trainer, pl_module)
-            self._measure_pruned(trainer, pl_module)
+            self.pruned = self.measure_pruned(trainer, pl_module)
         self._log(pl_module, "dense", self.dense or {})
         self._log(pl_module, "pruned", self.pruned or {})
 
-    def _measure_pruned(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def measure_pruned(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Measured:
+        """Draw and measure the images of the model as it is now, and pair them with the dense."""
         self.pruned_samples = self._draw(trainer, pl_module, "pruned")
-        self.pruned = self._measure(trainer, self.pruned_samples)
+        measured = self._measure(trainer, self.pruned_samples)
         # A callback that joins after the pruning has never seen the dense model.
         if self.dense_samples is not None:
-            self.pruned.update(measure_pairs(self.pruned_samples, self.dense_samples))
+            measured.update(measure_pairs(self.pruned_samples, self.dense_samples))
+        return measured
+
+    def identity(self) -> str:
+        """Return what decides the numbers, but for the model."""
+        metrics = [type(metric).__name__ for metric in self.metrics]
+        settings = (self.num_samples, self.seeds, self.chunk_size)
+        return f"{self.extractor.name} {metrics} {settings}"
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))

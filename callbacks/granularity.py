@@ -1,7 +1,7 @@
 """Turns scores into masks, applies them, and sees that they hold."""
 
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -15,7 +15,13 @@ from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import on_first_rank
 from ditprune.granularity import Granularity
 from ditprune.masks import MaskSet
-from ditprune.pipeline import carry_out_, decide, demand_attainable
+from ditprune.pipeline import (
+    carry_out_,
+    decide,
+    demand_attainable,
+    scores_of,
+    target_weights,
+)
 from ditprune.plan import Plan, describe, row_variations
 from ditprune.recipe import Recipe
 from ditprune.repair import Repair
@@ -37,6 +43,7 @@ class GranularityCallback(BeforeCalibration):
         budget: Budget = Uniform(),
         repair: Repair | None = None,
         sequential: bool = False,
+        goal: Literal["own", "dense"] = "own",
     ) -> None:
         """Choose what goes, and what the rest does about it.
 
@@ -45,8 +52,10 @@ class GranularityCallback(BeforeCalibration):
             sparsity: the fraction of all target weights that goes.
             budget: how much of it each layer gives.
             repair: what the kept weights do about those that went; None leaves them.
-            sequential: prune block after block; later ones are calibrated on what the pruned
+            sequential: prune layer after layer; later ones are calibrated on what the pruned
                 earlier ones say.
+            goal: what a sequential repair keeps: the layer's outputs for the inputs it now gets,
+                or those it gives in the dense model.
         """
         demand_fraction(sparsity)
         self.granularity = granularity
@@ -54,6 +63,7 @@ class GranularityCallback(BeforeCalibration):
         self.budget = budget
         self.repair = repair
         self.sequential = sequential
+        self.goal: Literal["own", "dense"] = goal
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that there will be scores."""
@@ -114,11 +124,14 @@ class GranularityCallback(BeforeCalibration):
     def _prune(
         self, trainer: L.Trainer, pl_module: L.LightningModule, pruner: PruneCallback
     ) -> tuple[MaskSet, Plan]:
-        model, scores, recipe = pruner.transformer(pl_module), pruner.scores, self.recipe(pruner)
-        assert scores is not None
-        variations = row_variations(scores)
-        pools = decide(scores, recipe)
-        outcome = carry_out_(model, pruner.batches(trainer), pruner.family, scores, pools, recipe)
+        model, recipe = pruner.transformer(pl_module), self.recipe(pruner)
+        evidence, weights = pruner.evidence, target_weights(model, pruner.family)
+        assert evidence is not None
+        variations = row_variations(scores_of(evidence, weights, recipe))
+        pools = decide(evidence, weights, recipe)
+        outcome = carry_out_(
+            model, pruner.batches(trainer), pruner.family, weights, evidence, pools, recipe
+        )
         return outcome.masks, describe(model, pools, variations, outcome)
 
     def recipe(self, pruner: PruneCallback) -> Recipe:
@@ -130,6 +143,8 @@ class GranularityCallback(BeforeCalibration):
             budget=self.budget,
             repair=self.repair,
             sequential=self.sequential,
+            goal=self.goal,
+            importance=pruner.importance,
             observation=pruner.observation,
         )
 

@@ -31,8 +31,9 @@ def demand_callback(trainer: L.Trainer, kind: type[C]) -> C:
     found = find_callback(trainer, kind)
     if found is None:
         raise ValueError(
-            f"pruning takes a PruneCallback and a GranularityCallback, and the trainer has no "
-            f"{kind.__name__}; it has {[type(c).__name__ for c in callbacks_of(trainer)]}"
+            f"this takes a {kind.__name__}, and the trainer has none; pruning takes a "
+            "PruneCallback and a GranularityCallback, a study a StudyCallback and an "
+            f"EvaluationCallback, and there are {[type(c).__name__ for c in callbacks_of(trainer)]}"
         )
     return found
 

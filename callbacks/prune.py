@@ -1,6 +1,6 @@
-"""Collects activation energy, with no gradients, and scores the weights by it."""
+"""Collects what flows into the layers, in a fit that trains nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Protocol, runtime_checkable
@@ -10,14 +10,22 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from ditprune.calibration import Even, Observation, TimestepWeighting, calibrate
+from ditprune.calibration import (
+    Even,
+    Observation,
+    TimestepWeighting,
+    Weights,
+    calibrate,
+)
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
 from ditprune.callbacks.lookup import callbacks_of, find_module
 from ditprune.distributed import rank
 from ditprune.families import Batch, DiT, Family
-from ditprune.pipeline import target_weights
-from ditprune.saliency import Energy, Saliency, Scores
+from ditprune.importance import Importance, TrajectoryImportance
+from ditprune.pipeline import Evidence, measure_importance, target_weights
+from ditprune.saliency import Energy, Saliency
+from ditprune.targets import PruneTarget
 
 
 @runtime_checkable
@@ -30,14 +38,14 @@ class CalibrationSource(Protocol):
 
 
 class PruneCallback(BeforePruning):
-    """Scores the weights of a transformer by the energy that flows into its layers.
+    """Collects what flows into the layers of a transformer, by which its weights are scored.
 
     `trainer.fit` becomes the calibration: nothing is trained. With `trainer.validate` alone, the
     calibration runs first. The samples come from the datamodule's `calibration_dataloader()`.
     """
 
-    scores: Scores | None = None
-    """A score for every target weight, once calibrated."""
+    evidence: Evidence | None = None
+    """What the calibration tells, once it has run."""
     calibration_seconds: float = 0.0
 
     def __init__(
@@ -46,6 +54,7 @@ class PruneCallback(BeforePruning):
         saliency: Saliency = Energy(),
         num_timestep_bins: int = 10,
         timestep_weighting: TimestepWeighting = Even(),
+        importance: TrajectoryImportance | None = None,
         module: str = "transformer",
     ) -> None:
         """Choose what to collect.
@@ -55,11 +64,14 @@ class PruneCallback(BeforePruning):
             saliency: what a weight is worth.
             num_timestep_bins: parts of the noise schedule whose energies are kept apart.
             timestep_weighting: how much samples at each level of noise count.
+            importance: measures how far errors of each layer's outputs move the images; None
+                weighs all errors alike.
             module: path of the transformer inside the LightningModule.
         """
         self.family = family
         self.saliency = saliency
         self.observation = Observation(num_timestep_bins, timestep_weighting, saliency.needs_gram)
+        self.importance = importance
         self.module = module
         self._cleanup = ExitStack()
 
@@ -94,7 +106,7 @@ class PruneCallback(BeforePruning):
 
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Collect activation energy, once."""
-        if self.scores is not None:
+        if self.evidence is not None:
             return
         start = perf_counter()
         with torch.inference_mode(False):
@@ -103,10 +115,18 @@ class PruneCallback(BeforePruning):
             for callback in callbacks_of(trainer):
                 if isinstance(callback, BeforeCalibration):
                     callback.before_calibration(weights)
+            importance = self._importance(trainer, pl_module, weights)
             batches = track(self.batches(trainer), "calibrating", disable=rank() > 0)
             stats = calibrate(model, batches, self.family, weights, self.observation)
-        self.scores = Scores(self.saliency, weights, stats)
+        self.evidence = Evidence(stats, importance)
         self.calibration_seconds = perf_counter() - start
+
+    def _importance(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, weights: Weights
+    ) -> Mapping[PruneTarget, Importance]:
+        model, batches = self.transformer(pl_module), self.batches(trainer)
+        scheduler = getattr(pl_module, "scheduler", None)
+        return measure_importance(model, batches, self.family, weights, self.importance, scheduler)
 
     def batches(self, trainer: L.Trainer) -> Iterable[Batch]:
         """Return the calibration samples, as often as asked."""

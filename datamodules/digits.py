@@ -58,12 +58,19 @@ class DigitsDataModule(L.LightningDataModule):
         """Return the digits held out."""
         return DataLoader(TensorDataset(*load_split().held_out), self.batch_size)
 
-    def calibration_dataloader(self) -> DataLoader[Batch]:
-        """Return noised training digits at timesteps that cover the schedule."""
+    def calibration_dataloader(self, seed: int | None = None) -> DataLoader[Batch]:
+        """Return noised training digits at timesteps that cover the schedule.
+
+        Another seed than the datamodule's draws other samples.
+        """
         images, labels = load_split().train
         scheduler = self.scheduler or load_scheduler(locate("digits-dit"))
         dataset = CalibrationDataset(
-            images, labels, scheduler, self.num_calibration_samples, self.seed
+            images,
+            labels,
+            scheduler,
+            self.num_calibration_samples,
+            self.seed if seed is None else seed,
         )
         return DataLoader(
             dataset,

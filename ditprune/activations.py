@@ -1,7 +1,7 @@
 """What flows into a layer, summed: means, energies, and where asked the Gram matrix."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 
 import torch
@@ -95,6 +95,20 @@ class ActivationStats:
             raise RuntimeError("these statistics were recorded without a Gram matrix")
         return self.gram / self.weight.sum().item()
 
+    def cross_moment(self) -> Float64[Tensor, "in in"]:
+        """Return the mean of d x^T, where d flows in in the dense model.
+
+        Raises:
+            RuntimeError: if the dense model was not followed.
+        """
+        if self.cross is None:
+            raise RuntimeError("these statistics were recorded without the dense model's inputs")
+        return self.cross / self.weight.sum().item()
+
+    def dense_mean(self) -> Float64[Tensor, " in"]:
+        """Return the mean of what flows in in the dense model."""
+        return self.dense_sum / self.weight.sum().item()
+
     def pack(self) -> Float64[Tensor, " n"]:
         """Return the state as one vector, for a summed reduction over ranks."""
         return torch.cat([self.weight.to(self.sum), *(part.flatten() for part in self._parts())])
@@ -130,17 +144,16 @@ def recording(
     model: nn.Module,
     stats: MutableMapping[PruneTarget, ActivationStats],
     timestep_bin: int = 0,
-    weights: Callable[[PruneTarget], Sequence[float]] = lambda target: (1.0,),
+    weight: float = 1.0,
     dense: Iterable[Tensor] = (),
 ) -> Iterator[None]:
     """Add to `stats` what flows into its layers while the block runs.
 
-    `weights` tells how much the tokens of a layer count: the batch is cut into as many equal
-    parts, guidance branches, as there are weights. Layers that are called one after another with
-    the same tensor (q, k and v) come to share one statistic, summed once. `dense` is what flows
-    in at the same place of the dense model, call by call: then all of `stats` share one input.
+    Layers that are called one after another with the same tensor (q, k and v) come to share one
+    statistic, summed once. `weight` is that of every token. `dense` is what flows in at the same
+    place of the dense model, call by call: then all of `stats` share one input.
     """
-    recorder = _Recorder(stats, timestep_bin, weights, dense)
+    recorder = _Recorder(stats, timestep_bin, weight, dense)
     handles = []
     try:
         for target in stats:
@@ -159,13 +172,13 @@ class _Recorder:
         self,
         stats: MutableMapping[PruneTarget, ActivationStats],
         timestep_bin: int,
-        weights: Callable[[PruneTarget], Sequence[float]],
+        weight: float,
         dense: Iterable[Tensor],
     ) -> None:
         self.dense = iter(dense)
         self.stats = stats
         self.timestep_bin = timestep_bin
-        self.weights = weights
+        self.weight = weight
         self.last_input: Tensor | None = None
         self.last_target: PruneTarget | None = None
         self.added_by: dict[int, PruneTarget] = {}
@@ -195,16 +208,7 @@ class _Recorder:
         stats = self.stats[target]
         if self.added_by.setdefault(id(stats), target) != target:
             raise RuntimeError(f"{target.name} shares its input only in some calls")
-        weights = self.weights(target)
-        if len(x) % len(weights):
-            raise RuntimeError(
-                f"{target.name} sees {len(x)} rows at once, which cannot be {len(weights)} "
-                "guidance branches; let the family's predict stack the branches along the batch"
-            )
-        dense = next(self.dense, x)
-        branches = zip(x.chunk(len(weights)), dense.chunk(len(weights)), weights, strict=True)
-        for branch, dense_branch, weight in branches:
-            stats.add(branch, self.timestep_bin, weight, dense_branch)
+        stats.add(x, self.timestep_bin, self.weight, next(self.dense, None))
 
 
 def demand_reached(stats: Stats) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ditprune.activations import Stats, demand_finite, demand_reached, merge_ranks_
 from ditprune.calibration import (
     Observation,
-    TokenWeights,
     Weights,
     demand_samples,
     evaluating,
@@ -63,7 +62,6 @@ def calibrate_blocks(
     family: Family,
     weights: Weights,
     observation: Observation = Observation(),
-    token_weights: TokenWeights | None = None,
     *,
     follow: Follow = "dense",
 ) -> Iterator[Stats]:
@@ -81,7 +79,7 @@ def calibrate_blocks(
     with evaluating(model):
         chain = survey(model, partial(predict, everything[0]), weights)
         samples = list(share_of_rank(everything))
-        walk = Walk(model, predict, samples, chain, observation, token_weights)
+        walk = Walk(model, predict, samples, chain, observation)
         yield from walk.dense() if follow == "dense" else walk.pruned(follow == "both")
 
 
@@ -94,7 +92,6 @@ class Walk:
     samples: Sequence[Batch]
     chain: Chain
     observation: Observation
-    token_weights: TokenWeights | None
 
     def dense(self) -> Iterator[Stats]:
         """Yield the statistics of every block, all its layers at once."""
@@ -103,7 +100,7 @@ class Walk:
             stats = self.observation.empty({t: w for part in layers for t, w in part.items()})
             heard = []
             for sample, before in zip(self.samples, answers, strict=True):
-                with self.observation.of(sample, self.model, stats, self.token_weights):
+                with self.observation.of(sample, self.model, stats):
                     heard.append(self.ask(block, sample, before))
             answers = heard
             yield finish_(stats)
@@ -126,7 +123,7 @@ class Walk:
                         layer = relative(dense_block, next(iter(targets)))
                         with standing_in(block, dense_block), hearing_inputs(layer, dense):
                             self.ask(block, sample, dense_before)
-                    with self.observation.of(sample, self.model, stats, self.token_weights, dense):
+                    with self.observation.of(sample, self.model, stats, dense):
                         self.ask(block, sample, before)
                 yield finish_(stats)
             if with_dense:

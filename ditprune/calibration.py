@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditprune.activations import (
@@ -23,8 +23,6 @@ from ditprune.families import Batch, Family
 from ditprune.targets import PruneTarget
 
 Weights = Mapping[PruneTarget, Float[Tensor, "out in"]]
-TokenWeights = Mapping[PruneTarget, Float64[Tensor, "T branches"]]
-"""How much the tokens that flow into a layer count, by timestep bin and guidance branch."""
 
 
 class TimestepWeighting(abc.ABC):
@@ -60,7 +58,7 @@ class LogDecrease(TimestepWeighting):
             raise ValueError(f"num_steps must be at least 2; got {self.num_steps}")
 
     def at(self, noise_level: float) -> float:
-        """Return the weight of the step at this level of noise."""
+        """Return the weight of the step at this level of noise, rounded to 8 bits."""
         step = noise_level * (self.num_steps - 1)
         weight = 0.8 + 0.4 * math.log1p(step) / math.log(self.num_steps)
         return coarse(weight)
@@ -70,11 +68,6 @@ def coarse(weight: float) -> float:
     """Round to 8 bits: times a sum of 24 bits it is exact in 53, in whatever order it is added."""
     mantissa, exponent = math.frexp(weight)
     return math.ldexp(round(mantissa * 256), exponent - 8)
-
-
-def position_in_bins(level: float, num_bins: int) -> int:
-    """Return which of equal parts of the noise schedule a level in [0, 1] lies in."""
-    return min(int(level * num_bins), num_bins - 1)
 
 
 @dataclass(frozen=True)
@@ -108,18 +101,12 @@ class Observation:
         sample: Batch,
         model: nn.Module,
         stats: dict[PruneTarget, ActivationStats],
-        token_weights: TokenWeights | None = None,
         dense: Iterable[Tensor] = (),
     ) -> Iterator[None]:
         """Record what flows into the layers of `stats` while the model sees one sample."""
         level = sample.noise_level.item()
-        timestep_bin = position_in_bins(level, self.num_timestep_bins)
-
-        def weights(target: PruneTarget) -> list[float]:
-            measured = [1.0] if token_weights is None else token_weights[target][timestep_bin]
-            return [coarse(self.weighting.at(level) * float(weight)) for weight in measured]
-
-        with recording(model, stats, timestep_bin, weights, dense):
+        timestep_bin = min(int(level * self.num_timestep_bins), self.num_timestep_bins - 1)
+        with recording(model, stats, timestep_bin, self.weighting.at(level), dense):
             yield
 
 
@@ -130,7 +117,6 @@ def calibrate(
     family: Family,
     weights: Weights,
     observation: Observation = Observation(),
-    token_weights: TokenWeights | None = None,
 ) -> Stats:
     """Return what flows into every target while the model predicts the batches.
 
@@ -141,7 +127,7 @@ def calibrate(
     like = next(iter(weights.values()))
     with evaluating(model):
         for sample in share_of_rank(single_samples(batches)):
-            with observation.of(sample, model, stats, token_weights):
+            with observation.of(sample, model, stats):
                 family.predict(model, sample.like(like))
             demand_reached(stats)
     merge_ranks_(stats)

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from ditprune.atomic import demand_writable
-from ditprune.callbacks import GranularityCallback, PruneCallback
+from ditprune.callbacks import GranularityCallback, PruneCallback, StudyCallback
 from ditprune.callbacks.lookup import demand_callback, run_folder
 from ditprune.pipeline import target_weights
 from ditprune.plan import layer_table, plan
@@ -41,6 +41,18 @@ class PruneTrainer(L.Trainer):
                 "datamodule a val_dataloader, and limit_val_batches above 0"
             )
 
+    def study(
+        self, model: L.LightningModule, datamodule: L.LightningDataModule | None = None
+    ) -> None:
+        """Prune by many recipes, and compare what is left of the images.
+
+        Args:
+            model: holds the transformer.
+            datamodule: has calibration samples of any seed, and what evaluation needs.
+        """
+        demand_callback(self, StudyCallback)
+        self.validate(model, datamodule=datamodule)
+
     def show_plan(self, model: L.LightningModule) -> None:
         """Print what every layer would give, and both sparsities."""
         pruner = demand_callback(self, PruneCallback)
@@ -55,7 +67,7 @@ class PruneTrainer(L.Trainer):
 
 
 class PruneCLI(LightningCLI):
-    """LightningCLI with `prune` beside `fit` and `validate`."""
+    """LightningCLI with `prune` and `study` beside `fit` and `validate`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -63,6 +75,7 @@ class PruneCLI(LightningCLI):
         subcommands = LightningCLI.subcommands()
         return {
             "prune": {"model", "datamodule"},
+            "study": {"model", "datamodule"},
             **{name: subcommands[name] for name in ("validate", "fit")},
         }
 
@@ -75,7 +88,7 @@ class PruneCLI(LightningCLI):
         """Check the run folder now."""
         demand_writable(run_folder(self.trainer))
 
-    before_fit = before_validate
+    before_fit = before_study = before_validate
 
 
 def main(args: list[str] | None = None) -> None:

@@ -33,11 +33,11 @@ def share_of_rank(items: Iterable[T]) -> Iterator[T]:
     return (item for index, item in enumerate(items) if index % world_size() == rank())
 
 
-def sum_over_ranks(vector: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
-    """Return the sum of the vectors of all ranks; every rank must call this."""
+def sum_over_ranks(sums: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """Return the sum of the tensors of all ranks; every rank must call this."""
     if is_distributed():
-        dist.all_reduce(vector)
-    return vector
+        dist.all_reduce(sums)
+    return sums
 
 
 def on_first_rank(compute: Callable[[], T]) -> T:

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from jaxtyping import Float, Float64
@@ -22,30 +21,25 @@ from ditprune.calibration import (
     Weights,
     demand_samples,
     evaluating,
-    position_in_bins,
     single_samples,
 )
 from ditprune.distributed import share_of_rank, sum_over_ranks
 from ditprune.families import Batch, Condition, Family
 from ditprune.families.base import join_conditions
 from ditprune.sampling import batch_at, draw_noise, guide, sample_generator
-from ditprune.targets import PruneTarget, Role
+from ditprune.targets import PruneTarget
 
 CHUNK_SIZE = 16
 """Trajectories followed at once, whatever the user's batch: it decides which kernels run."""
 MAX_OUTPUTS = 8192
 """Channels above which only the diagonal of G is kept: the whole would take over 0.5 GB."""
-SHARE_INPUT = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
+TINY = 1e-300
+"""In place of a sum of squares of zero, whose logarithm is taken."""
 
-
-class Importance(NamedTuple):
-    """What errors of one layer's output do to the final image."""
-
-    outputs: Float64[Tensor, "out out"]
-    """G: the second moment of the derivatives by its output channels, summed over a trajectory.
-    Diagonal for layers of more than `MAX_OUTPUTS` channels."""
-    tokens: Float64[Tensor, "T branches"]
-    """Of a token, by timestep bin and guidance branch; 1 on average."""
+Importance = Tensor  # float64 [out, out], of another size in every layer
+"""G of a layer: the second moment of the derivatives of the final image by its output channels,
+over the steps, branches and tokens of sampling trajectories. What errors of its outputs do to the
+images. Diagonal for layers of more than `MAX_OUTPUTS` channels."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class TrajectoryImportance:
 
     guidance_scale: float = 1.5
     """Of the sampling to come."""
-    num_trajectories: int = 64
+    num_trajectories: int = 128
     num_steps: int = 25
     """Denoising steps of a trajectory."""
     seed: int = 0
@@ -72,11 +66,12 @@ class TrajectoryImportance:
         family: Family,
         weights: Weights,
         scheduler: SchedulerMixin,
-        num_timestep_bins: int,
     ) -> dict[PruneTarget, Importance]:
         """Follow trajectories, there and back, for the conditions of the calibration samples.
 
-        In a process group each rank follows its share.
+        Every trajectory counts alike: its derivatives are scaled to a sum of squares of 1. A few
+        near a fork, which go elsewhere at the slightest touch, would otherwise decide alone. In a
+        process group each rank follows its share.
 
         Raises:
             ValueError: if there are no samples.
@@ -84,17 +79,21 @@ class TrajectoryImportance:
         like = next(iter(weights.values()))
         samples = [sample.like(like) for sample in single_samples(batches)]
         demand_samples(bool(samples))
-        sums = {t: DerivativeSums(len(weight), num_timestep_bins) for t, weight in weights.items()}
+        sums = {target: zeros(len(weight)) for target, weight in weights.items()}
         with evaluating(model):
             for ids in share_of_rank(chunks(self.num_trajectories)):
                 chosen = [samples[i % len(samples)] for i in ids]
                 step = self._step(model, chosen, family, scheduler)
                 start, direction = self._noise(chosen, ids)
-                for level, gradients in there_and_back(step, start, direction, list(weights)):
-                    timestep_bin = position_in_bins(level, num_timestep_bins)
-                    for target, gradient in gradients.items():
-                        sums[target].add(gradient, timestep_bin)
-        return share_tokens({t: s.read(self.num_trajectories) for t, s in sums.items()})
+                states = step.states(start)
+                scale = trajectory_norms(back(step, states, direction, weights), len(ids))
+                scaled = direction / scale.to(direction).view(-1, *[1] * (direction.ndim - 1))
+                for target, gradient in back(step, states, scaled, weights):
+                    sums[target] += products(gradient, sums[target].ndim)
+        return {
+            target: whole(sum_over_ranks(total)) / self.num_trajectories
+            for target, total in sums.items()
+        }
 
     def _step(
         self,
@@ -139,37 +138,34 @@ class DenoisingStep:
         ).prev_sample
         return stepped
 
-    def level(self, index: int) -> float:
-        """Return the position of a step in the noise schedule."""
-        timestep = float(self.scheduler.timesteps[index])
-        return timestep / self.scheduler.config.num_train_timesteps
+    @torch.no_grad()
+    def states(self, start: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b ..."]]:
+        """Return the latents before every step."""
+        states = [start]
+        for index in range(len(self.scheduler.timesteps) - 1):
+            states.append(self(states[-1], index))
+        return states
 
 
-def there_and_back(
+def back(
     step: DenoisingStep,
-    start: Float[Tensor, "b ..."],
+    states: Sequence[Float[Tensor, "b ..."]],
     direction: Float[Tensor, "b ..."],
-    targets: Sequence[PruneTarget],
-) -> Iterator[tuple[float, dict[PruneTarget, Tensor]]]:
-    """Yield, from the last step to the first, J^T v by the output of every layer.
+    weights: Weights,
+) -> Iterator[tuple[PruneTarget, Float[Tensor, "_ tokens out"]]]:
+    """Yield J^T v by the outputs of every layer, from the last step to the first.
 
-    Only the latents of each step are kept; a step runs again when its derivative is taken.
+    Only the latents of each step were kept: a step runs again when its derivative is taken.
     """
-    states = [start]
-    indices = range(len(step.scheduler.timesteps))
-    with torch.no_grad():
-        for index in indices:
-            states.append(step(states[-1], index))
-    for index in reversed(indices):
-        with torch.enable_grad(), capturing_outputs(step.model, targets) as outputs:
+    for index in reversed(range(len(states))):
+        with torch.enable_grad(), capturing_outputs(step.model, list(weights)) as outputs:
             latents = states[index].detach().requires_grad_()
             after = step(latents, index)
-            reached = {target: heard for target, heard in outputs.items() if heard}
-            inputs = [latents, *(tensor for heard in reached.values() for tensor in heard)]
+            heard = [(target, tensor) for target, tensors in outputs.items() for tensor in tensors]
+            inputs = [latents, *(tensor for _, tensor in heard)]
             direction, *gradients = torch.autograd.grad(after, inputs, direction)
-        pieces = iter(gradients)
-        joined = {t: torch.cat([next(pieces) for _ in heard]) for t, heard in reached.items()}
-        yield step.level(index), joined
+        for (target, _), gradient in zip(heard, gradients, strict=True):
+            yield target, as_tokens(gradient)
 
 
 @contextmanager
@@ -196,65 +192,41 @@ def capturing_outputs(
             handle.remove()
 
 
-class DerivativeSums:
-    """Products of derivatives by the outputs of one layer, summed."""
-
-    def __init__(self, num_outputs: int, num_timestep_bins: int, num_branches: int = 2) -> None:
-        whole = num_outputs <= MAX_OUTPUTS
-        shape = (num_outputs, num_outputs) if whole else (num_outputs,)
-        self.outputs = torch.zeros(shape, dtype=torch.float64)
-        self.tokens = torch.zeros(num_timestep_bins, num_branches, dtype=torch.float64)
-        self.num_tokens = torch.zeros_like(self.tokens)
-
-    def add(self, gradient: Float[Tensor, "..."], timestep_bin: int) -> None:
-        """Add one step's derivatives: [b, tokens, out], [b, out] or [b, out, h, w]."""
-        last = gradient.movedim(1, -1) if gradient.ndim == 4 else gradient
-        for branch, part in enumerate(last.chunk(self.tokens.shape[1])):
-            tokens = part.flatten(0, -2).float()
-            products = tokens.T @ tokens if self.outputs.ndim == 2 else tokens.square().sum(0)
-            self.outputs += products.double().cpu()
-            self.tokens[timestep_bin, branch] += tokens.square().sum().double().cpu()
-            self.num_tokens[timestep_bin, branch] += len(tokens)
-
-    def read(self, num_trajectories: int) -> Importance:
-        """Return the sums over all ranks as means over trajectories and over tokens."""
-        packed = torch.cat([x.flatten() for x in (self.outputs, self.tokens, self.num_tokens)])
-        sizes = [self.outputs.numel(), self.tokens.numel(), self.tokens.numel()]
-        outputs, tokens, counts = sum_over_ranks(packed).split(sizes)
-        tokens, counts = tokens.view_as(self.tokens), counts.view_as(self.tokens)
-        outputs = outputs.view_as(self.outputs) / num_trajectories
-        return Importance(
-            outputs if outputs.ndim == 2 else outputs.diag(), per_token(tokens, counts)
-        )
+def as_tokens(gradient: Float[Tensor, "..."]) -> Float[Tensor, "rows tokens out"]:
+    """Return [rows, tokens, out] of [rows, tokens, out], [rows, out] or [rows, out, h, w]."""
+    if gradient.ndim == 4:
+        return gradient.flatten(2).mT
+    return gradient.unsqueeze(1) if gradient.ndim == 2 else gradient
 
 
-def per_token(
-    sums: Float64[Tensor, "T branches"], counts: Float64[Tensor, "T branches"]
-) -> Float64[Tensor, "T branches"]:
-    """Return the mean of every bin, 1 on average; a bin without steps lies between others."""
-    seen = counts[:, 0] > 0
-    bins = np.arange(len(sums))
-    means = (sums / counts.clamp(min=1)).numpy()
-    columns = [np.interp(bins, bins[seen.numpy()], column[seen.numpy()]) for column in means.T]
-    table = torch.from_numpy(np.stack(columns, axis=1))
-    mean = table.mean().item()
-    return table / mean if mean > 0 else torch.ones_like(table)
+def trajectory_norms(
+    gradients: Iterable[tuple[PruneTarget, Float[Tensor, "_ tokens out"]]], num_trajectories: int
+) -> Float64[Tensor, " b"]:
+    """Return the root of each trajectory's sum of squares: the geometric mean over the layers."""
+    sums: dict[PruneTarget, Tensor] = {}
+    for target, gradient in gradients:
+        rows = gradient.float().square().sum((1, 2)).double().cpu()
+        branches = rows.view(-1, num_trajectories)  # they are stacked along the batch
+        sums[target] = sums.get(target, torch.zeros(())) + branches.sum(0)
+    logs = torch.stack(list(sums.values())).clamp(min=TINY).log()
+    return logs.mean(0).exp().sqrt()
 
 
-def share_tokens(found: Mapping[PruneTarget, Importance]) -> dict[PruneTarget, Importance]:
-    """Average over q, k and v of one attention: their shared input is summed with one weight."""
-    shared: dict[str, list[Tensor]] = {}
-    for target, importance in found.items():
-        shared.setdefault(input_of(target), []).append(importance.tokens)
-    return {
-        target: importance._replace(tokens=torch.stack(shared[input_of(target)]).mean(0))
-        for target, importance in found.items()
-    }
+def zeros(num_outputs: int) -> Float64[Tensor, "..."]:
+    """Return nothing yet: a matrix, or a diagonal where a matrix would take too much."""
+    shape = (num_outputs, num_outputs) if num_outputs <= MAX_OUTPUTS else (num_outputs,)
+    return torch.zeros(shape, dtype=torch.float64)
 
 
-def input_of(target: PruneTarget) -> str:
-    """Name what flows into a layer: one thing for q, k and v."""
-    return target.name.rpartition(".")[0] if target.role in SHARE_INPUT else target.name
+def products(gradient: Float[Tensor, "rows tokens out"], ndim: int) -> Float64[Tensor, "..."]:
+    """Return the products of the derivatives by every pair of channels, or their squares."""
+    tokens = gradient.flatten(0, 1).float()
+    return (tokens.T @ tokens if ndim == 2 else tokens.square().sum(0)).double().cpu()
+
+
+def whole(total: Float64[Tensor, "..."]) -> Importance:
+    """Return a matrix, also of a diagonal."""
+    return total if total.ndim == 2 else total.diag()
 
 
 def single_step(scheduler: SchedulerMixin, num_steps: int) -> SchedulerMixin:
@@ -269,3 +241,31 @@ def single_step(scheduler: SchedulerMixin, num_steps: int) -> SchedulerMixin:
 def chunks(count: int) -> list[range]:
     """Cut 0..count into runs of the chunk size."""
     return [range(i, min(i + CHUNK_SIZE, count)) for i in range(0, count, CHUNK_SIZE)]
+
+
+def in_image_units(weights: Weights, importance: Mapping[PruneTarget, Importance]) -> Weights:
+    """Return weights times what their outputs are worth, scaled when they are asked for."""
+    return ImageUnits(weights, importance) if importance else weights
+
+
+@dataclass(frozen=True)
+class ImageUnits(Mapping[PruneTarget, Tensor]):
+    """Weights times the root of the diagonal of G, one layer in memory at a time."""
+
+    weights: Weights
+    importance: Mapping[PruneTarget, Importance]
+
+    def __getitem__(self, target: PruneTarget) -> Float[Tensor, "out in"]:
+        """Scale one layer."""
+        weight = self.weights[target].float()
+        rows = self.importance[target].diagonal().to(weight.device)
+        # An estimate of zero is not zero.
+        return weight * rows.clamp(min=1e-4 * rows.mean().item()).sqrt().float().unsqueeze(1)
+
+    def __iter__(self) -> Iterator[PruneTarget]:
+        """Iterate over the layers."""
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.weights)

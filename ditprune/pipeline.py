@@ -1,21 +1,24 @@
 """The whole method on one screen."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ditprune.activations import ActivationStats, Stats
 from ditprune.blocks import calibrate_blocks
-from ditprune.budget import Budget, Probe
+from ditprune.budget import Budget
 from ditprune.calibration import Weights, calibrate
 from ditprune.distributed import all_cores, broadcast_, rank
 from ditprune.families import Batch, Family
 from ditprune.granularity import Granularity, Pools
 from ditprune.granularity.base import shape_of
+from ditprune.importance import Importance, TrajectoryImportance, in_image_units
 from ditprune.masks import MaskSet, weight_matrix
 from ditprune.recipe import Recipe
 from ditprune.repair import Repaired
@@ -33,6 +36,15 @@ class LayerErrors(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the calibration tells of the dense model."""
+
+    stats: Stats
+    importance: Mapping[PruneTarget, Importance] = field(default_factory=dict)
+    """Empty where it was not measured."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What pruning did."""
 
@@ -47,7 +59,7 @@ def prune(
     *,
     family: Family,
     recipe: Recipe,
-    probe: Probe | None = None,
+    scheduler: SchedulerMixin | None = None,
 ) -> Outcome:
     """Prune the target weights of `model` in place, and repair what the recipe says.
 
@@ -59,7 +71,7 @@ def prune(
         batches: calibration samples.
         family: where the layers are and how to call the model once.
         recipe: what is pruned how.
-        probe: how far the images move if a layer changes; for budgets that measure it.
+        scheduler: of the sampling to come; only recipes with importance need it.
 
     Raises:
         ValueError: if a weight or an activation is not finite, a layer is missing or never
@@ -69,10 +81,9 @@ def prune(
     weights = target_weights(model, family)
     demand_attainable(weights, recipe.granularity, recipe.sparsity, recipe.budget)
     batches = list(batches)
-    seen = replace(recipe.observation, with_gram=recipe.saliency.needs_gram)
-    scores = Scores(recipe.saliency, weights, calibrate(model, batches, family, weights, seen))
-    pools = decide(scores, recipe, probe)
-    return carry_out_(model, batches, family, scores, pools, recipe)
+    evidence = observe(model, batches, family, weights, recipe, scheduler)
+    pools = decide(evidence, weights, recipe)
+    return carry_out_(model, batches, family, weights, evidence, pools, recipe)
 
 
 def target_weights(model: nn.Module, family: Family) -> Weights:
@@ -96,10 +107,50 @@ def demand_attainable(
         granularity.attainable(target, shape_of(weight), round(weight.numel() * sparsity))
 
 
-def decide(scores: Scores, recipe: Recipe, probe: Probe | None = None) -> dict[PruneTarget, Pools]:
+def observe(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    family: Family,
+    weights: Weights,
+    recipe: Recipe,
+    scheduler: SchedulerMixin | None = None,
+) -> Evidence:
+    """Run the calibration samples through the dense model."""
+    seen = replace(recipe.observation, with_gram=recipe.decides_by_gram)
+    return Evidence(
+        calibrate(model, batches, family, weights, seen),
+        measure_importance(model, batches, family, weights, recipe.importance, scheduler),
+    )
+
+
+def measure_importance(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    family: Family,
+    weights: Weights,
+    importance: TrajectoryImportance | None,
+    scheduler: SchedulerMixin | None,
+) -> dict[PruneTarget, Importance]:
+    """Follow sampling trajectories, if that is asked for."""
+    if importance is None:
+        return {}
+    if scheduler is None:
+        raise ValueError(
+            "importance is measured along sampling trajectories, which take the model's scheduler; "
+            "give one (scheduler=..., or an attribute of the LightningModule), or importance: null"
+        )
+    return importance.measure(model, batches, family, weights, scheduler)
+
+
+def decide(evidence: Evidence, weights: Weights, recipe: Recipe) -> dict[PruneTarget, Pools]:
     """Choose how much each layer gives, and who competes with whom there."""
-    num_pruned = recipe.budget.allocate(scores, recipe.sparsity, probe)
-    return recipe.granularity.pools(scores, num_pruned)
+    scores = scores_of(evidence, weights, recipe)
+    return recipe.granularity.pools(scores, recipe.budget.allocate(scores, recipe.sparsity))
+
+
+def scores_of(evidence: Evidence, weights: Weights, recipe: Recipe) -> Scores:
+    """Return the scores of all weights, in units of the images if importance is known."""
+    return Scores(recipe.saliency, in_image_units(weights, evidence.importance), evidence.stats)
 
 
 @torch.no_grad()
@@ -107,36 +158,41 @@ def carry_out_(
     model: nn.Module,
     batches: Iterable[Batch],
     family: Family,
-    scores: Scores,
+    weights: Weights,
+    evidence: Evidence,
     pools: Mapping[PruneTarget, Pools],
     recipe: Recipe,
 ) -> Outcome:
-    """Keep the winners of every pool and repair them; block by block, where that is needed."""
+    """Keep the winners of every pool and repair them; layer by layer, where that is needed."""
     masks, errors = {}, {}
-    for stats in stats_by_block(model, batches, family, scores, recipe):
-        seen = Scores(scores.saliency, scores.weights, stats)
-        chosen = {target: pools[target].keep(seen[target]) for target in stats}
+    for stats in stats_by_block(model, batches, family, weights, evidence, recipe):
+        scores = scores_of(replace(evidence, stats=stats), weights, recipe)
+        chosen = {target: pools[target].keep(scores[target]) for target in stats}
         for target, mask in chosen.items():
-            weight = scores.weights[target]
-            repaired = repair_layer(model, target, mask, stats[target], pools[target], recipe)
-            if stats[target].gram is not None:
-                errors[target] = layer_errors(weight, mask, repaired, stats[target])
+            weight, statistic = weights[target], stats[target]
+            importance = evidence.importance.get(target)
+            repaired = repair_layer(model, target, mask, statistic, importance, pools, recipe)
+            if statistic.gram is not None:
+                errors[target] = layer_errors(weight, mask, repaired, statistic)
             install_(model, target, repaired)
             masks[target] = repaired.mask
-    return Outcome(MaskSet({target: masks[target] for target in scores}), errors)
+    return Outcome(MaskSet({target: masks[target] for target in weights}), errors)
 
 
 def stats_by_block(
-    model: nn.Module, batches: Iterable[Batch], family: Family, scores: Scores, recipe: Recipe
+    model: nn.Module,
+    batches: Iterable[Batch],
+    family: Family,
+    weights: Weights,
+    evidence: Evidence,
+    recipe: Recipe,
 ) -> Iterable[Stats]:
     """Return what is known of all layers at once, or else observe block after block."""
-    has_gram = all(statistic.gram is not None for statistic in scores.stats.values())
+    has_gram = all(statistic.gram is not None for statistic in evidence.stats.values())
     if not recipe.sequential and (has_gram or not recipe.needs_gram):
-        return [scores.stats]
+        return [evidence.stats]
     seen = replace(recipe.observation, with_gram=recipe.needs_gram)
-    return calibrate_blocks(
-        model, batches, family, scores.weights, seen, sequential=recipe.sequential
-    )
+    return calibrate_blocks(model, batches, family, weights, seen, follow=recipe.follow)
 
 
 def repair_layer(
@@ -144,7 +200,8 @@ def repair_layer(
     target: PruneTarget,
     mask: Bool[Tensor, "out in"],
     stats: ActivationStats,
-    pools: Pools,
+    importance: Importance | None,
+    pools: Mapping[PruneTarget, Pools],
     recipe: Recipe,
 ) -> Repaired:
     """Return a layer as the recipe repairs it: the same on every rank, to the bit."""
@@ -155,7 +212,7 @@ def repair_layer(
     if rank() == 0:
         has_bias = bias_of(model, target) is not None
         with all_cores():
-            masked = recipe.repair.repair(weight, mask, stats, pools, has_bias)
+            masked = recipe.repair.repair(weight, mask, stats, pools[target], has_bias, importance)
     broadcast_(masked)
     return masked
 
@@ -188,3 +245,19 @@ def install_(model: nn.Module, target: PruneTarget, repaired: Repaired) -> None:
     bias = bias_of(model, target)
     if bias is not None:
         bias += repaired.bias_shift
+
+
+@contextmanager
+def restoring(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Give the layers their weights and biases back when the block ends."""
+    biases = {target: bias_of(model, target) for target in weights}
+    before = {target: weight.clone() for target, weight in weights.items()}
+    biases_before = {t: bias.clone() for t, bias in biases.items() if bias is not None}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for target, weight in before.items():
+                weight_matrix(model, target).copy_(weight)
+            for target, values in biases_before.items():
+                biases[target].copy_(values)

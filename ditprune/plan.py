@@ -117,7 +117,7 @@ def describe(
             shape=shape_of(mask),
             granularity=pools[target].name,
             num_pruned=mask.numel() - int(mask.sum()),
-            row_variation=row_variations[target],
+            row_variation=row_variations.get(target),
             errors=outcome.errors.get(target),
         )
         for target, mask in outcome.masks.masks.items()

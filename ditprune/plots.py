@@ -1,16 +1,24 @@
 """What a person looks at: layers over depth, and images side by side."""
 
+import math
+import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ditprune.atomic import writing
 from ditprune.plan import LayerPlan
+from ditprune.report import DIRECTION, LOWER_IS_BETTER
+from ditprune.study_report import StudyReport
+
+MARKERS = "osv^D*PXhd"
 
 
 def sparsity_figure(layers: Sequence[LayerPlan]) -> Figure:
@@ -52,6 +60,53 @@ def row_variation_figure(layers: Sequence[LayerPlan]) -> Figure:
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper")
+    return figure
+
+
+def quality_figure(report: StudyReport, metric: str) -> Figure:
+    """Draw a metric against the sparsity, a curve for each method, with deviations as bars."""
+    settings = report.settings()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(report.methods()):
+        values = [report.values(method, setting, metric) for setting in settings]
+        means = [statistics.fmean(v) for v in values]
+        bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        marker, line = MARKERS[number % len(MARKERS)], "-" if number < 10 else "--"
+        style = f"{marker}{line}"
+        axes.errorbar(range(len(settings)), means, bars, fmt=style, capsize=2, label=method)
+    if metric in report.dense:
+        dense = statistics.fmean(report.dense[metric])
+        axes.axhline(dense, color="black", linestyle=":", label="dense")
+    axes.set(xticks=range(len(settings)), xticklabels=settings, ylabel=metric)
+    if DIRECTION.get(metric) == LOWER_IS_BETTER:
+        axes.set_yscale("log")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def save_curves(report: StudyReport, folder: Path) -> None:
+    """Write a PNG for each metric."""
+    for metric in report.metrics():
+        with writing(folder / f"{metric}.png") as draft:
+            quality_figure(report, metric).savefig(draft, format="png", dpi=150)
+
+
+def heat_map(
+    score: Float[Tensor, "out in"], labels: Int[Tensor, " out"], title: str, most: int = 512
+) -> Figure:
+    """Draw log scores, rows sorted by cluster and lines between clusters; large ones thinned."""
+    order = labels.argsort(stable=True)
+    rows, columns = (max(1, math.ceil(side / most)) for side in score.shape)
+    logs = score[order][::rows, ::columns].clamp(min=1e-12).log10()
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    low = float(np.quantile(logs.numpy(), 0.02))
+    image = axes.imshow(logs.numpy(), aspect="auto", cmap="magma", vmin=low)
+    edges = np.cumsum(labels.bincount().numpy())[:-1] / rows
+    axes.hlines(edges - 0.5, -0.5, logs.shape[1] - 0.5, colors="cyan", linewidth=0.8)
+    axes.set(xlabel="input channel", ylabel="output channel, by cluster", title=title)
+    figure.colorbar(image, label="log10 of the score")
     return figure
 
 

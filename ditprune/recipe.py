@@ -1,10 +1,13 @@
 """The parts of a pruning method, put together."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
+from ditprune.blocks import Follow
 from ditprune.budget import Budget, Uniform
 from ditprune.calibration import Observation
 from ditprune.granularity import Granularity
+from ditprune.importance import TrajectoryImportance
 from ditprune.repair import Repair
 from ditprune.saliency import Saliency
 
@@ -15,13 +18,23 @@ class Recipe:
 
     saliency: Saliency
     granularity: Granularity
-    sparsity: float
+    sparsity: float = 0.5
     """The fraction of the targets' weights that goes."""
     budget: Budget = field(default_factory=Uniform)
     repair: Repair | None = None
     sequential: bool = False
-    """Prune block after block: later blocks are calibrated on what the pruned earlier ones say."""
+    """Prune layer after layer: later ones are calibrated on what the pruned earlier ones say."""
+    goal: Literal["own", "dense"] = "own"
+    """What a sequential repair keeps: the layer's outputs for the inputs it now gets, or those it
+    gives in the dense model."""
+    importance: TrajectoryImportance | None = None
+    """How errors of outputs are weighed; None weighs all alike."""
     observation: Observation = field(default_factory=Observation)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.goal == "dense" and not (self.sequential and self.repair is not None):
+            raise ValueError("goal='dense' says what a sequential repair keeps; it needs both")
 
     def at(self, sparsity: float) -> "Recipe":
         """Return the same recipe at another sparsity."""
@@ -30,7 +43,19 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         """Whether the Gram matrices of the layers' inputs are needed."""
-        return self.saliency.needs_gram or (self.repair is not None and self.repair.needs_gram)
+        return self.decides_by_gram or (self.repair is not None and self.repair.needs_gram)
+
+    @property
+    def decides_by_gram(self) -> bool:
+        """Whether they are needed before anything is pruned: then those of all layers at once."""
+        return self.saliency.needs_gram or self.budget.needs_gram
+
+    @property
+    def follow(self) -> Follow:
+        """Whose activations later blocks are calibrated on."""
+        if not self.sequential:
+            return "dense"
+        return "both" if self.goal == "dense" else "pruned"
 
     def parts(self) -> dict[str, str]:
         """Return the name of every part and what it is, as text."""

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditprune.activations import ActivationStats, Stats
 from ditprune.atomic import writing
 from ditprune.calibration import Observation, Weights
+from ditprune.importance import Importance
+from ditprune.targets import PruneTarget
 
 FORMAT = "ditprune-statistics-1"
 NUM_SAMPLED = 4096
@@ -61,6 +63,30 @@ def load_stats(path: Path, weights: Weights, observation: Observation) -> Stats:
         if number not in unpacked:
             unpacked[number] = unpack(tensors[number], weight, observation)
     return {target: unpacked[entries[target.name]["stats"]] for target in weights}
+
+
+def save_importance(path: Path, importance: Mapping[PruneTarget, Importance]) -> None:
+    """Write what was measured along trajectories; nothing, if nothing was."""
+    with writing(path) as draft:
+        save_file({target.name: matrix for target, matrix in importance.items()}, draft)
+
+
+def load_importance(path: Path, weights: Weights) -> dict[PruneTarget, Importance]:
+    """Read what `save_importance` wrote.
+
+    Raises:
+        ValueError: if the file cannot be read, or tells of other layers.
+    """
+    try:
+        tensors = load_file(path)
+        if not tensors:
+            return {}
+        return {target: tensors[target.name] for target in weights}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"cannot read importance from {path}: {error}. Delete the file, and it is measured "
+            "again."
+        ) from error
 
 
 def demand_same(

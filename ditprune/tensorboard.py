@@ -1,11 +1,14 @@
 """The TensorBoard page of a run: layers over depth, and images side by side."""
 
+import statistics
+
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ditprune.plots import pair_grid, row_variation_figure, sparsity_figure
+from ditprune.plots import pair_grid, quality_figure, row_variation_figure, sparsity_figure
 from ditprune.report import PruneReport
+from ditprune.study_report import StudyReport
 
 
 def write_layers(page: SummaryWriter, report: PruneReport) -> None:
@@ -24,3 +27,15 @@ def write_pairs(
 ) -> None:
     """Write images of the dense model above those of the pruned one, from the same noise."""
     page.add_image("images/dense above pruned", pair_grid(dense, pruned))
+
+
+def write_study(page: SummaryWriter, report: StudyReport) -> None:
+    """Write a study's tables and curves, and a line of hyperparameters for each result."""
+    page.add_text("study", report.to_markdown())
+    for metric in report.metrics():
+        page.add_figure(f"study/{metric}", quality_figure(report, metric))
+    for result in report.results:
+        name = f"{result.method}-{result.setting}-seed{result.seed}".replace(" ", "")
+        means = {f"study/{m}": statistics.fmean(v) for m, v in result.metrics.items()}
+        parts = {"method": result.method, "setting": result.setting, "seed": result.seed}
+        page.add_hparams({**parts, **result.recipe}, means, run_name=name.replace(":", "of"))

@@ -1,10 +1,15 @@
 """Laws that every member of a kind obeys; its test class inherits them."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from ditprune.activations import ActivationStats
-from ditprune.granularity import Granularity
+from ditprune.granularity import Granularity, Pools, Runs
+from ditprune.repair import Repair, Repaired
+from ditprune.repair.base import relative_error
 from ditprune.saliency import Saliency
 from ditprune.targets import PruneTarget, Role
 
@@ -111,3 +116,145 @@ class GranularityContract:
 
 def counts(scores: dict[PruneTarget, torch.Tensor], sparsity: float) -> dict[PruneTarget, int]:
     return {name: round(sparsity * score.numel()) for name, score in scores.items()}
+
+
+class RepairProblem(NamedTuple):
+    """Some layer, its inputs, and the mask of Wanda's score."""
+
+    weight: torch.Tensor
+    tokens: torch.Tensor
+    stats: ActivationStats
+    pools: Pools
+    mask: torch.Tensor
+
+
+def repair_problem(
+    kind: str = "layer", sparsity: float = 0.5, num_tokens: int = 200, shape=(12, 32)
+) -> RepairProblem:
+    """Strongly correlated channels of different loudness and with means."""
+    generator = torch.Generator().manual_seed(5)
+    num_inputs = shape[1]
+    mixing = torch.randn(6, num_inputs, generator=generator)
+    x = torch.randn(num_tokens, 6, generator=generator) @ mixing
+    x += 0.3 * torch.randn(num_tokens, num_inputs, generator=generator) + mixing[0]
+    x *= torch.linspace(0.5, 3, num_inputs)
+    weight = torch.randn(shape, generator=generator) / num_inputs**0.5
+    return problem_of(weight, x, kind, sparsity)
+
+
+def problem_of(
+    weight: torch.Tensor, x: torch.Tensor, kind: str = "layer", sparsity: float = 0.5
+) -> RepairProblem:
+    stats = ActivationStats(x.shape[1], with_gram=True)
+    stats.add(x)
+    pools = runs(kind, weight, sparsity)
+    return RepairProblem(weight, x, stats, pools, pools.keep(weight.float().abs() * stats.rms()))
+
+
+def runs(kind: str, weight: torch.Tensor, sparsity: float) -> Runs:
+    """Equal pools, of which the first keep one more where the number does not divide."""
+    num_pools = {"layer": 1, "row": len(weight), "2:4": weight.numel() // 4}[kind]
+    kept = round(weight.numel() * (1 - sparsity))
+    return Runs(kind, kept // num_pools + (torch.arange(num_pools) < kept % num_pools).long())
+
+
+def repaired_by(repair: Repair, problem: RepairProblem, has_bias: bool = True) -> Repaired:
+    weight, _, stats, pools, mask = problem
+    return repair.repair(weight, mask, stats, pools, has_bias)
+
+
+def masked_only(problem: RepairProblem) -> Repaired:
+    weight, mask = problem.weight, problem.mask
+    return Repaired(weight.masked_fill(~mask, 0), mask, weight.new_zeros(len(weight)))
+
+
+class RepairContract:
+    repair: Repair
+
+    @pytest.mark.parametrize("kind", ["layer", "row", "2:4"])
+    def test_every_pool_keeps_exactly_as_many_and_the_others_weigh_nothing(self, kind):
+        for sparsity in (0.5,) if kind == "2:4" else (0.13, 0.5, 0.77, 0.99):
+            problem = repair_problem(kind, sparsity)
+            repaired = repaired_by(self.repair, problem)
+            kept = repaired.mask.reshape(len(problem.pools.num_kept), -1).sum(1)
+            assert torch.equal(kept, problem.pools.num_kept)
+            assert not repaired.weight[~repaired.mask].any()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_dtype_and_shape_stay(self, dtype):
+        problem = repair_problem()
+        problem = problem._replace(weight=problem.weight.to(dtype))
+        repaired = repaired_by(self.repair, problem)
+        assert repaired.weight.dtype is repaired.bias_shift.dtype is dtype
+        assert repaired.mask.dtype is torch.bool
+        assert repaired.weight.shape == repaired.mask.shape == (12, 32)
+        assert repaired.bias_shift.shape == (12,)
+
+    def test_weight_mask_and_statistics_are_left_as_they_were(self):
+        problem, same = repair_problem(), repair_problem()
+        repaired_by(self.repair, problem)
+        assert torch.equal(problem.weight, same.weight)
+        assert torch.equal(problem.mask, same.mask)
+        assert torch.equal(problem.stats.pack(), same.stats.pack())
+        assert torch.equal(problem.pools.num_kept, same.pools.num_kept)
+
+    def test_twice_is_the_same(self):
+        first, second = (repaired_by(self.repair, repair_problem()) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_where_nothing_goes_nothing_changes(self):
+        problem = repair_problem(sparsity=0.0)
+        repaired = repaired_by(self.repair, problem)
+        assert repaired.mask.all()
+        assert torch.allclose(repaired.weight, problem.weight, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(repaired.bias_shift, torch.zeros(12), atol=1e-5)
+
+    @pytest.mark.parametrize("kind", ["layer", "row", "2:4"])
+    def test_a_channel_into_which_nothing_flows_breaks_nothing(self, kind):
+        problem = repair_problem()
+        problem.tokens[:, 3] = 0
+        problem = problem_of(problem.weight, problem.tokens, kind)
+        repaired = repaired_by(self.repair, problem)
+        assert repaired.weight.isfinite().all()
+        assert repaired.bias_shift.isfinite().all()
+        assert int(repaired.mask.sum()) == int(problem.mask.sum())
+
+    def test_no_input_and_no_weight_breaks_nothing(self):
+        weight, x = repair_problem()[:2]
+        for problem in (problem_of(weight, 0 * x), problem_of(0 * weight, x)):
+            repaired = repaired_by(self.repair, problem)
+            assert repaired.weight.isfinite().all()
+            assert int(repaired.mask.sum()) == int(problem.mask.sum())
+
+    def test_fewer_tokens_than_inputs_break_nothing(self):
+        problem = repair_problem(num_tokens=5)
+        repaired = repaired_by(self.repair, problem)
+        assert repaired.weight.isfinite().all()
+        assert repaired.weight.abs().max() < 100 * problem.weight.abs().max()
+
+    def test_a_corrected_bias_brings_the_mean_outputs_back(self):
+        problem = repair_problem()
+        weight, _, shift = repaired_by(replace(self.repair, correct_bias=True), problem)
+        lost = problem.tokens.mean(0) @ (problem.weight - weight).T - shift
+        assert torch.allclose(lost, torch.zeros(12), atol=1e-5)
+
+    def test_a_layer_without_bias_gets_none(self):
+        repaired = repaired_by(
+            replace(self.repair, correct_bias=True), repair_problem(), has_bias=False
+        )
+        assert not repaired.bias_shift.any()
+
+
+class GramRepairContract(RepairContract):
+    """For repairs that know the Gram matrix, and so the error."""
+
+    @pytest.mark.parametrize("kind", ["layer", "row", "2:4"])
+    def test_the_error_is_below_that_of_the_mask_alone(self, kind):
+        for num_tokens in (5, 200):
+            problem = repair_problem(kind, num_tokens=num_tokens)
+            alone = relative_error(problem.weight, masked_only(problem), problem.stats)
+            repaired = repaired_by(self.repair, problem)
+            assert relative_error(problem.weight, repaired, problem.stats) < 0.9 * alone
+
+    def test_they_ask_for_the_gram_matrix(self):
+        assert self.repair.needs_gram

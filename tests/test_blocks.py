@@ -193,21 +193,6 @@ def test_the_weights_of_obs_diff_rise_from_the_last_step_to_the_first():
     assert torch.allclose(got, expected, atol=1 / 256)
 
 
-def test_tokens_of_each_guidance_branch_and_timestep_count_as_measured(tiny_dit, calibration):
-    weights = target_weights(tiny_dit, DiT())
-    seen = []
-    target = next(t for t in weights if t.role is Role.MLP_DOWN)
-    layer = tiny_dit.get_submodule(target.name)
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
-    table = dict.fromkeys(weights, torch.tensor([[0.0, 0.0], [0.75, 0.25]]).double())
-    sample = calibration.sample(8)  # of the second half of the schedule
-    stats = calibrate(tiny_dit, [sample], DiT(), weights, OBSERVATION, table)[target]
-    handle.remove()
-    first, second = seen[0]
-    expected = (0.75 * first.T @ first + 0.25 * second.T @ second) / 16
-    assert torch.allclose(stats.second_moment(), expected, rtol=1e-5)
-
-
 def test_skip_connections_cannot_be_followed_beside_the_dense_model(calibration):
     with pytest.raises(ValueError, match=r"skip connections.*use follow='pruned'"):
         next(run(Skipping().eval(), calibration, calibrate_blocks, follow="both"))

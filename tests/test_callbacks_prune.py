@@ -58,10 +58,10 @@ def test_validation_after_a_fit_keeps_the_masks_and_does_not_calibrate_again(
     project, callbacks = Project(tiny_dit), pruning()
     run = trainer(tmp_path, callbacks)
     run.fit(project, datamodule=Data(scheduler))
-    masks, scores = callbacks[1].masks, callbacks[0].scores
+    masks, scores = callbacks[1].masks, callbacks[0].evidence
     run.validate(project, datamodule=Data(scheduler))
     assert callbacks[1].masks is masks
-    assert callbacks[0].scores is scores
+    assert callbacks[0].evidence is scores
     assert project.steps == ["validate"] * 4
 
 
@@ -110,7 +110,7 @@ def test_a_datamodule_without_calibration_samples_is_refused_at_once(tiny_dit, t
 
 def test_a_granularity_without_scores_is_refused_at_once(tiny_dit, scheduler, tmp_path):
     run = trainer(tmp_path, [GranularityCallback(Layer())])
-    with pytest.raises(ValueError, match="the trainer has no PruneCallback; it has"):
+    with pytest.raises(ValueError, match="takes a PruneCallback, and the trainer has none"):
         run.fit(Project(tiny_dit), datamodule=Data(scheduler))
 
 

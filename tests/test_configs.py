@@ -12,18 +12,23 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_first_line_is_the_command(path):
-    verb = "fit" if path.stem.startswith("train_") else "prune"
+    verb = {"train": "fit", "study": "study"}.get(path.stem.split("_")[0], "prune")
     assert path.read_text().splitlines()[0] == f"# ditprune {verb} --config configs/{path.name}"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path, monkeypatch):
-    """With the smallest numbers, and its output below tmp_path."""
+def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
+    """With the smallest numbers, studies on the smallest model, and output below tmp_path."""
     monkeypatch.chdir(tmp_path)
     content = yaml.safe_load(path.read_text())
     for callback in content["trainer"]["callbacks"]:
         if callback["class_path"].endswith("EvaluationCallback"):
             callback["init_args"].update(num_samples=12, chunk_size=6)
+        if callback["class_path"].endswith("StudyCallback"):
+            shrink_study(callback["init_args"])
+            tiny_dit.save_pretrained(tmp_path / "tiny" / "transformer")
+            scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
+            content["model"]["init_args"]["source"] = str(tmp_path / "tiny")
     if path.stem.startswith("train_"):
         content["trainer"].update(max_steps=2, max_epochs=1)
     else:
@@ -33,3 +38,10 @@ def test_it_runs(path, tmp_path, monkeypatch):
     verb = path.read_text().split()[2]
     main([verb, "--config", "config.yaml", "--trainer.limit_val_batches", "1"])
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+def shrink_study(options: dict) -> None:
+    options.update(sparsities=[0.5], patterns=[], calibration_seeds=[0])
+    for recipe in options["methods"].values():
+        if "importance" in recipe:
+            recipe["importance"]["init_args"].update(num_trajectories=2, num_steps=2)

@@ -6,7 +6,7 @@ from ditprune.activations import ActivationStats
 from ditprune.budget import Uniform
 from ditprune.families import DiT
 from ditprune.granularity import ClusteringAware, Layer, Row
-from ditprune.pipeline import carry_out_, decide, target_weights
+from ditprune.pipeline import Evidence, carry_out_, decide, scores_of, target_weights
 from ditprune.plan import count_parameters, describe, plan, row_variations
 from ditprune.recipe import Recipe
 from ditprune.saliency import Magnitude, Scores
@@ -21,11 +21,11 @@ def test_the_plan_tells_what_pruning_then_does(tiny_dit):
     weights = target_weights(tiny_dit, DiT())
     granularity = ClusteringAware(threshold="by-kind")
     planned = plan(tiny_dit, weights, granularity, 0.3, Uniform())
-    scores = Scores(Magnitude(), weights, unseen(weights))
-    variations = row_variations(scores)
+    evidence = Evidence(unseen(weights))
     recipe = Recipe(Magnitude(), granularity, 0.3)
-    pools = decide(scores, recipe)
-    outcome = carry_out_(tiny_dit, [], DiT(), scores, pools, recipe)
+    variations = row_variations(scores_of(evidence, weights, recipe))
+    pools = decide(evidence, weights, recipe)
+    outcome = carry_out_(tiny_dit, [], DiT(), weights, evidence, pools, recipe)
     decided = describe(tiny_dit, pools, variations, outcome)
     assert [(p.target, p.shape, p.granularity, p.num_pruned) for p in planned.layers] == [
         (d.target, d.shape, d.granularity, d.num_pruned) for d in decided.layers
@@ -51,8 +51,7 @@ def test_planning_knows_what_the_granularity_rounds_away(tiny_dit):
 def test_deciding_leaves_the_model_as_it_is(tiny_dit):
     before = {name: value.clone() for name, value in tiny_dit.state_dict().items()}
     weights = target_weights(tiny_dit, DiT())
-    scores = Scores(Magnitude(), weights, unseen(weights))
-    decide(scores, Recipe(Magnitude(), Layer(), 0.5))
+    decide(Evidence(unseen(weights)), weights, Recipe(Magnitude(), Layer(), 0.5))
     assert all(torch.equal(v, before[name]) for name, v in tiny_dit.state_dict().items())
 
 

@@ -63,3 +63,22 @@ def test_exponents_that_cannot_rank_are_refused():
         Energy(0.0, 1.0)
     with pytest.raises(ValueError, match="got 2.0 and -1.0"):
         Energy(2.0, -1.0)
+
+
+class TestEnergyOfTheLoudestTimesteps(SaliencyContract):
+    saliency = Energy(1.0, 1.0, over_timesteps="max")
+
+    def test_each_channel_counts_by_the_timesteps_where_it_is_loudest(self):
+        stats = ActivationStats(2, num_timestep_bins=3)  # nothing falls into the last bin
+        stats.add(torch.tensor([[1.0, 6.0]]), 0)
+        stats.add(torch.tensor([[2.0, 0.0]] * 8), 1)
+        score = self.saliency.score(torch.tensor([[1.0, -10.0]]), stats)
+        assert score.tolist() == [[2.0, 60.0]]
+        mean = Energy(1.0, 1.0).score(torch.ones(1, 2), stats)
+        assert torch.allclose(mean, torch.tensor([[33 / 9, 4.0]]).sqrt())
+
+    def test_of_one_bin_it_is_the_mean(self):
+        stats = ActivationStats(6)
+        stats.add(torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))
+        expected = Energy(1.0, 1.0).score(some_weight(), stats)
+        assert torch.equal(self.saliency.score(some_weight(), stats), expected)

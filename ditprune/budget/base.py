@@ -2,22 +2,27 @@
 
 import abc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ditprune.saliency import Scores
+from ditprune.activations import ActivationStats
+from ditprune.saliency import Saliency, Scores
 from ditprune.targets import PruneTarget, Role
 
-Probe = Callable[[PruneTarget, Float[Tensor, "out in"]], float]
-"""How far the model's images move if one layer has other weights."""
+ROUNDING = 1e-6
+"""What a number of weights may lack to be a whole one, because a sparsity was rounded."""
 
 
 @dataclass(frozen=True)
 class Budget(abc.ABC):
     """The sparsity of every layer, such that exactly the fraction asked for goes altogether."""
+
+    needs_gram: ClassVar[bool] = False
+    """Whether it reads the Gram matrices of the layers' inputs."""
 
     protected_roles: tuple[Role, ...] = ()
     """Roles that stay dense; the other layers give more for them."""
@@ -25,14 +30,10 @@ class Budget(abc.ABC):
     """What no layer exceeds."""
 
     @abc.abstractmethod
-    def wanted(
-        self, scores: Scores, sparsity: float, probe: Probe | None
-    ) -> Mapping[PruneTarget, float]:
+    def wanted(self, scores: Scores, sparsity: float) -> Mapping[PruneTarget, float]:
         """Return the sparsity each unprotected layer should have; their mean is adjusted."""
 
-    def allocate(
-        self, scores: Scores, sparsity: float, probe: Probe | None = None
-    ) -> dict[PruneTarget, int]:
+    def allocate(self, scores: Scores, sparsity: float) -> dict[PruneTarget, int]:
         """Return how many weights every layer gives: together round(sparsity * weights).
 
         Raises:
@@ -40,14 +41,19 @@ class Budget(abc.ABC):
         """
         sizes = {target: weight.numel() for target, weight in scores.weights.items()}
         total, free = self.demand_possible(sizes, sparsity), self.unprotected(sizes)
-        open_scores = Scores(scores.saliency, {t: scores.weights[t] for t in free}, scores.stats)
-        wanted = self.wanted(open_scores, total / sum(free.values()), probe)
+        if total == 0:
+            return dict.fromkeys(sizes, 0)
+        among_all = Among(scores.saliency, scores.weights)
+        open_scores = Scores(among_all, {t: scores.weights[t] for t in free}, scores.stats)
+        wanted = self.wanted(open_scores, total / sum(free.values()))
         given = apportion(wanted, free, total, self.max_sparsity)
         return {target: given.get(target, 0) for target in sizes}
 
     def expected(self, sizes: Mapping[PruneTarget, int], sparsity: float) -> dict[PruneTarget, int]:
         """Return how many weights every layer gives on average, as known before calibration."""
         total, free = self.demand_possible(sizes, sparsity), self.unprotected(sizes)
+        if total == 0:
+            return dict.fromkeys(sizes, 0)
         given = apportion(dict.fromkeys(free, total / sum(free.values())), free, total, 1.0)
         return {target: given.get(target, 0) for target in sizes}
 
@@ -69,6 +75,26 @@ class Budget(abc.ABC):
         return total
 
 
+@dataclass(frozen=True)
+class Among(Saliency):
+    """A saliency that sees all layers as neighbours, where only some are asked for."""
+
+    saliency: Saliency
+    weights: Mapping[PruneTarget, Float[Tensor, "out in"]]
+
+    def beside(
+        self, target: PruneTarget, weights: Mapping[PruneTarget, Float[Tensor, "out in"]]
+    ) -> Saliency:
+        """Return the saliency of a layer, protected neighbours included."""
+        return self.saliency.beside(target, self.weights)
+
+    def score(
+        self, weight: Float[Tensor, "out in"], stats: ActivationStats
+    ) -> Float[Tensor, "out in"]:
+        """Score a layer alone."""
+        return self.saliency.score(weight, stats)
+
+
 def demand_fraction(sparsity: float) -> None:
     """Raise a ValueError unless a sparsity is one."""
     if not 0.0 <= sparsity < 1.0:
@@ -77,7 +103,7 @@ def demand_fraction(sparsity: float) -> None:
 
 def most_of(num_weights: int, max_sparsity: float) -> int:
     """Return how many weights a layer may give."""
-    return math.floor(num_weights * max_sparsity + 1e-9)
+    return math.floor(num_weights * max_sparsity + ROUNDING)
 
 
 def apportion(
@@ -90,7 +116,7 @@ def apportion(
 
     What rounding leaves over goes to the largest remainders; of equals, to the first.
     """
-    low, high = -1.0, 1.0
+    low, high = -max(wanted.values()), 1.0 - min(wanted.values())
     for _ in range(60):
         middle = (low + high) / 2
         if sum(shifted(wanted, sizes, middle, max_sparsity).values()) < total:
@@ -98,7 +124,7 @@ def apportion(
         else:
             high = middle
     exact = shifted(wanted, sizes, high, max_sparsity)
-    given = {target: math.floor(amount + 1e-6) for target, amount in exact.items()}
+    given = {target: math.floor(amount + ROUNDING) for target, amount in exact.items()}
     by_remainder = sorted(exact, key=lambda t: round(given[t] - exact[t], 6))
     room = [t for t in by_remainder if given[t] < most_of(sizes[t], max_sparsity)]
     while (left := total - sum(given.values())) > 0:

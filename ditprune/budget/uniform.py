@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ditprune.budget.base import Budget, Probe
+from ditprune.budget.base import Budget
 from ditprune.saliency import Scores
 from ditprune.targets import PruneTarget
 
@@ -14,8 +14,6 @@ class Uniform(Budget):
 
     max_sparsity: float = 1.0
 
-    def wanted(
-        self, scores: Scores, sparsity: float, probe: Probe | None
-    ) -> Mapping[PruneTarget, float]:
+    def wanted(self, scores: Scores, sparsity: float) -> Mapping[PruneTarget, float]:
         """Return the sparsity itself."""
         return dict.fromkeys(scores, sparsity)

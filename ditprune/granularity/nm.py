@@ -36,6 +36,11 @@ class NofM(Granularity):
         """Return `2:4`."""
         return f"{self.num_kept}:{self.group_size}"
 
+    @property
+    def sparsity(self) -> float:
+        """Return the fraction that goes, of every layer."""
+        return 1 - self.num_kept / self.group_size
+
     def label(self, target: PruneTarget) -> str:
         """Return `2:4`."""
         return self.name
@@ -56,7 +61,7 @@ class NofM(Granularity):
         if num_pruned != only:
             raise ValueError(
                 f"{self.name} removes {only} of the {rows * inputs} weights of {target.name}, and "
-                f"{num_pruned} are to go: set sparsity: {1 - self.num_kept / self.group_size}, "
+                f"{num_pruned} are to go: set sparsity: {self.sparsity}, "
                 "the same for every layer"
             )
         return num_pruned

@@ -45,9 +45,9 @@ class Scores(Mapping[PruneTarget, Tensor]):
         return saliency.score(self.weights[target], self.stats[target])
 
     def __iter__(self) -> Iterator[PruneTarget]:
-        """Iterate over the layers."""
-        return iter(self.weights)
+        """Iterate over the layers of which something is known."""
+        return (target for target in self.weights if target in self.stats)
 
     def __len__(self) -> int:
-        """Return the number of layers."""
-        return len(self.weights)
+        """Return the number of those layers."""
+        return sum(target in self.stats for target in self.weights)

@@ -1,8 +1,9 @@
 """Weight and activation energy, balanced by exponents (Hu et al. 2026, arXiv 2607.00927)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.activations import ActivationStats
@@ -19,6 +20,9 @@ class Energy(Saliency):
 
     weight_exponent: float = 2.0
     activation_exponent: float = 1.0
+    over_timesteps: Literal["mean", "max"] = "mean"
+    """The RMS over the tokens of all timesteps, or that of the bin where the channel is loudest;
+    to know the bins, calibrate with several (`num_timestep_bins`)."""
 
     def __post_init__(self) -> None:
         """Refuse exponents that cannot rank."""
@@ -32,5 +36,13 @@ class Energy(Saliency):
         self, weight: Float[Tensor, "out in"], stats: ActivationStats
     ) -> Float[Tensor, "out in"]:
         """Return |W|^m RMS(X)^n."""
-        activation = stats.rms().to(weight.device).pow(self.activation_exponent).float()
+        rms = rms_by_bin(stats).amax(0) if self.over_timesteps == "max" else stats.rms()
+        activation = rms.to(weight.device).pow(self.activation_exponent).float()
         return weight.float().abs().pow(self.weight_exponent) * activation
+
+
+def rms_by_bin(stats: ActivationStats) -> Float64[Tensor, "seen in"]:
+    """Return the RMS of every channel, for each timestep bin that saw tokens."""
+    seen = stats.weight > 0
+    num_tokens = stats.weight[seen].to(stats.sum_of_squares).unsqueeze(1)
+    return (stats.sum_of_squares[seen.to(stats.sum_of_squares.device)] / num_tokens).sqrt()

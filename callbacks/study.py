@@ -1,0 +1,117 @@
+"""Runs a study of many recipes on one model, when validation starts."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ditprune.atomic import demand_writable
+from ditprune.callbacks.evaluate import EvaluationCallback
+from ditprune.callbacks.lookup import demand_callback, find_module, run_folder
+from ditprune.distributed import barrier, rank
+from ditprune.families import Batch, DiT, Family
+from ditprune.granularity import NofM
+from ditprune.plots import save_curves
+from ditprune.recipe import Recipe
+from ditprune.study import Bench, Result, Study, run
+from ditprune.study_report import StudyReport
+from ditprune.tensorboard import write_study
+
+
+@runtime_checkable
+class SeededCalibrationSource(Protocol):
+    """A datamodule that can draw its calibration samples anew."""
+
+    def calibration_dataloader(self, seed: int) -> Iterable[Batch]:
+        """Return the samples of a seed: the same batches on every rank."""
+        ...
+
+
+class StudyCallback(L.Callback):
+    """Prunes and measures by every method, at every sparsity, from every calibration seed.
+
+    Each result is a file; what is there already is not run again. An EvaluationCallback says how
+    images are drawn and measured. The model is dense again at the end.
+    """
+
+    results: Sequence[Result] = ()
+
+    def __init__(
+        self,
+        methods: dict[str, Recipe],
+        sparsities: Sequence[float] = (0.5,),
+        patterns: Sequence[NofM] = (),
+        calibration_seeds: Sequence[int] = (0, 1, 2),
+        family: Family = DiT(),
+        module: str = "transformer",
+    ) -> None:
+        """Choose what is compared.
+
+        Args:
+            methods: recipes by name; their own sparsities are not used.
+            sparsities: at which each method is run.
+            patterns: N:M patterns at which each method is run, in place of its granularity.
+            calibration_seeds: of the calibration samples; tables give mean and standard
+                deviation over them.
+            family: where the transformer's layers are and how to call it.
+            module: path of the transformer inside the LightningModule.
+        """
+        self.study = Study(methods, tuple(sparsities), tuple(patterns), tuple(calibration_seeds))
+        self.family = family
+        self.module = module
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check what can be checked before the long work."""
+        demand_callback(trainer, EvaluationCallback)
+        self._source(trainer)
+        folder = run_folder(trainer)
+        if rank() == 0:
+            demand_writable(folder)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run what has not been run, and write the report."""
+        evaluation = demand_callback(trainer, EvaluationCallback)
+        evaluation.before_pruning(trainer, pl_module)
+        with torch.inference_mode(False):
+            self.results = run(self.study, self._bench(trainer, pl_module, evaluation))
+        report = StudyReport(
+            results=self.results,
+            dense=evaluation.dense or {},
+            num_samples=evaluation.num_samples,
+            features=evaluation.extractor.name,
+        )
+        folder = run_folder(trainer)
+        if rank() == 0:
+            report.save(folder)
+            save_curves(report, folder)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    write_study(logger.experiment, report)
+            Console().print(Markdown(report.to_markdown()), f"written to {folder}")
+        barrier()
+
+    def _bench(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, evaluation: EvaluationCallback
+    ) -> Bench:
+        return Bench(
+            model=find_module(pl_module, self.module),
+            family=self.family,
+            scheduler=getattr(pl_module, "scheduler", None),
+            samples=self._source(trainer).calibration_dataloader,
+            measure=lambda: evaluation.measure_pruned(trainer, pl_module),
+            identity=evaluation.identity(),
+            folder=run_folder(trainer),
+        )
+
+    def _source(self, trainer: L.Trainer) -> SeededCalibrationSource:
+        source = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(source, SeededCalibrationSource):
+            raise ValueError(
+                "a study draws calibration samples from several seeds, by the datamodule's "
+                f"calibration_dataloader(seed), and {type(source).__name__} has none"
+            )
+        return source

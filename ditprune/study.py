@@ -1,0 +1,225 @@
+"""Methods side by side: each at every sparsity, calibrated once for each seed."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from diffusers import SchedulerMixin
+from rich.progress import Progress
+from torch import nn
+
+from ditprune.atomic import writing
+from ditprune.budget import Uniform
+from ditprune.calibration import Weights, calibrate
+from ditprune.distributed import barrier, on_first_rank, rank
+from ditprune.evaluation import Measured
+from ditprune.families import Batch, Family
+from ditprune.granularity import NofM
+from ditprune.pipeline import (
+    Evidence,
+    carry_out_,
+    decide,
+    demand_attainable,
+    measure_importance,
+    restoring,
+    target_weights,
+)
+from ditprune.plan import Plan, describe
+from ditprune.recipe import Recipe
+from ditprune.saved_stats import (
+    fingerprint,
+    load_importance,
+    load_stats,
+    save_importance,
+    save_stats,
+)
+
+Setting = float | NofM
+"""How much goes: a sparsity, or a pattern that fixes it."""
+
+
+class Cell(NamedTuple):
+    """One method at one setting, calibrated with one seed."""
+
+    method: str
+    setting: str
+    seed: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one cell gave."""
+
+    method: str
+    setting: str
+    seed: int
+    recipe: Mapping[str, str]
+    target_set: str
+    target_sparsity: float
+    model_sparsity: float
+    mask_hash: str
+    pruning_seconds: float
+    metrics: Measured = field(default_factory=dict)
+    """A value of each metric for each seed of the sampling noise."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which cells there are."""
+
+    methods: Mapping[str, Recipe]
+    sparsities: Sequence[float] = ()
+    patterns: Sequence[NofM] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+    """Of the calibration samples."""
+
+    def __post_init__(self) -> None:
+        """Refuse a study of nothing."""
+        if not self.methods or not self.seeds or not (self.sparsities or self.patterns):
+            raise ValueError("a study needs methods, seeds, and sparsities or patterns")
+
+    def cells(self) -> list[Cell]:
+        """Return all cells, seed after seed."""
+        return [
+            Cell(method, name_of(setting), seed, at(recipe, setting))
+            for seed in self.seeds
+            for setting in (*self.sparsities, *self.patterns)
+            for method, recipe in self.methods.items()
+        ]
+
+    def with_gram(self) -> bool:
+        """Tell whether any method needs Gram matrices."""
+        return any(recipe.needs_gram for recipe in self.methods.values())
+
+
+def name_of(setting: Setting) -> str:
+    """Return `60 %` or `2:4`."""
+    return setting.name if isinstance(setting, NofM) else f"{setting:.0%}"
+
+
+def at(recipe: Recipe, setting: Setting) -> Recipe:
+    """Return a method at a setting; a pattern takes the place of granularity and budget."""
+    if isinstance(setting, NofM):
+        return replace(recipe, granularity=setting, budget=Uniform(), sparsity=setting.sparsity)
+    return recipe.at(setting)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the cells of a study share."""
+
+    model: nn.Module
+    family: Family
+    scheduler: SchedulerMixin | None
+    samples: Callable[[int], Iterable[Batch]]
+    """The calibration samples of a seed."""
+    measure: Callable[[], Measured]
+    """Measures the model as it is now."""
+    identity: str
+    """What else decides the results: the evaluation. A result of another identity is redone."""
+    folder: Path
+
+    def weights(self) -> Weights:
+        """Return the targets' weights."""
+        return target_weights(self.model, self.family)
+
+
+def run(study: Study, bench: Bench) -> list[Result]:
+    """Run the cells that have no result yet; return all results. The model stays as it was."""
+    weights = bench.weights()
+    for cell in study.cells():
+        recipe = cell.recipe
+        demand_attainable(weights, recipe.granularity, recipe.sparsity, recipe.budget)
+    results = []
+    with Progress(disable=rank() > 0) as progress:
+        task = progress.add_task("study", total=len(study.cells()))
+        for cell in study.cells():
+            progress.update(task, description=f"{cell.method}, {cell.setting}, seed {cell.seed}")
+            results.append(result_of(cell, study.with_gram(), bench, weights))
+            progress.advance(task)
+    return results
+
+
+def result_of(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Result:
+    """Return the result of one cell: from its file, or else from a run of it."""
+    path = bench.folder / "cells" / file_name(cell, bench, weights)
+    known = on_first_rank(partial(read_result, path))
+    if known is not None:
+        return known
+    evidence = shared_evidence(cell, with_gram, bench, weights)
+    with restoring(bench.model, weights):
+        start = perf_counter()
+        plan, mask_hash = prune_cell_(cell, evidence, bench, weights)
+        seconds = perf_counter() - start
+        result = Result(
+            method=cell.method,
+            setting=cell.setting,
+            seed=cell.seed,
+            recipe=cell.recipe.parts(),
+            target_set=plan.target_set(),
+            target_sparsity=plan.target_sparsity,
+            model_sparsity=plan.model_sparsity,
+            mask_hash=mask_hash,
+            pruning_seconds=seconds,
+            metrics=bench.measure(),
+        )
+    if rank() == 0:
+        with writing(path) as draft:
+            draft.write_text(json.dumps(vars(result), indent=2) + "\n")
+    return result
+
+
+def prune_cell_(cell: Cell, evidence: Evidence, bench: Bench, weights: Weights) -> tuple[Plan, str]:
+    """Prune the model as one cell says; return what every layer gave, and the masks' hash."""
+    pools = decide(evidence, weights, cell.recipe)
+    batches = list(bench.samples(cell.seed))
+    outcome = carry_out_(bench.model, batches, bench.family, weights, evidence, pools, cell.recipe)
+    return describe(bench.model, pools, {}, outcome), outcome.masks.hash()
+
+
+def shared_evidence(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Evidence:
+    """Return what a seed's calibration tells: from files, or else from running it."""
+    recipe, batches = cell.recipe, list(bench.samples(cell.seed))
+    seen = replace(recipe.observation, with_gram=with_gram)
+    name = f"seed{cell.seed}-{digest(f'{seen}{recipe.importance}')}"
+    folder = bench.folder / "statistics"
+    paths = folder / f"{name}.safetensors", folder / f"{name}-importance.safetensors"
+    if not on_first_rank(lambda: all(path.exists() for path in paths)):
+        model, family = bench.model, bench.family
+        stats = calibrate(model, batches, family, weights, seen)
+        importance = measure_importance(
+            model, batches, family, weights, recipe.importance, bench.scheduler
+        )
+        if rank() == 0:
+            save_stats(paths[0], stats, weights, seen)
+            save_importance(paths[1], importance)
+        barrier()
+    return Evidence(load_stats(paths[0], weights, seen), load_importance(paths[1], weights))
+
+
+def file_name(cell: Cell, bench: Bench, weights: Weights) -> str:
+    """Return a name that changes with whatever decides the result."""
+    model = "".join(fingerprint(weight) for weight in weights.values())
+    identity = digest(f"{cell.recipe}{bench.family}{bench.identity}{model}")
+    words = f"{cell.method}-{cell.setting}-seed{cell.seed}".replace(" ", "_")
+    return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in words)}-{identity}.json"
+
+
+def digest(text: str) -> str:
+    """Return twelve digits of a digest."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_result(path: Path) -> Result | None:
+    """Return a result from its file, or None if there is none, or none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return Result(**content)
+    except (OSError, ValueError, TypeError):
+        return None

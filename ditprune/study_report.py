@@ -1,0 +1,124 @@
+"""The table, the curves and the files of a study."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ditprune.atomic import writing
+from ditprune.evaluation import Measured
+from ditprune.report import DIRECTION, HIGHER_IS_BETTER, spread
+from ditprune.study import Result
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """The results of a study, method by method."""
+
+    results: Sequence[Result]
+    dense: Measured
+    num_samples: int
+    """Images drawn for each seed of the sampling noise."""
+    features: str
+
+    def settings(self) -> list[str]:
+        """Return the sparsities and patterns, in the order in which they were run."""
+        return list(dict.fromkeys(result.setting for result in self.results))
+
+    def methods(self) -> list[str]:
+        """Return the methods, in order."""
+        return list(dict.fromkeys(result.method for result in self.results))
+
+    def metrics(self) -> list[str]:
+        """Return the metrics that the results have."""
+        return list(dict.fromkeys(name for result in self.results for name in result.metrics))
+
+    def values(self, method: str, setting: str, metric: str) -> list[float]:
+        """Return a value for each calibration seed: the mean over the sampling seeds."""
+        return [
+            statistics.fmean(result.metrics[metric])
+            for result in self.cell(method, setting)
+            if metric in result.metrics
+        ]
+
+    def cell(self, method: str, setting: str) -> list[Result]:
+        """Return the results of one method at one setting, a result for each seed."""
+        return [r for r in self.results if (r.method, r.setting) == (method, setting)]
+
+    def to_markdown(self) -> str:
+        """Return the tables, one for each setting."""
+        sections = [f"## {setting}\n\n{self.table(setting)}\n" for setting in self.settings()]
+        return "\n".join(["# Study\n", self.facts(), "", *sections])
+
+    def facts(self) -> str:
+        """Return what holds for every table."""
+        first = self.results[0]
+        seeds = sorted({result.seed for result in self.results})
+        num_sampling = len(next(iter(first.metrics.values()), []))
+        return "\n".join(
+            [
+                f"- targets: {first.target_set}",
+                f"- images: {self.num_samples} for each of {num_sampling} sampling seeds",
+                f"- mean ± standard deviation over {len(seeds)} calibration seeds {seeds}; the "
+                "dense model has none",
+                f"- features: {self.features}",
+                "- speed: that of the dense model, for all: zeros are multiplied like other "
+                "weights",
+            ]
+        )
+
+    def table(self, setting: str) -> str:
+        """Return one setting's table: a row for each method."""
+        names = self.metrics()
+        head = [f"{name} {DIRECTION.get(name, HIGHER_IS_BETTER)}" for name in names]
+        columns = ["method", "targets' sparsity", "model's sparsity", *head, "pruning, s"]
+        dense = ["dense", "0%", "0%", *(spread(self.dense.get(name)) for name in names), ""]
+        rows = [dense, *(self.row(method, setting, names) for method in self.methods())]
+        lines = [columns, ["---"] * len(columns), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def row(self, method: str, setting: str, names: Sequence[str]) -> list[str]:
+        """Return one method's row."""
+        cell = self.cell(method, setting)
+        return [
+            method,
+            f"{statistics.fmean(r.target_sparsity for r in cell):.2%}",
+            f"{statistics.fmean(r.model_sparsity for r in cell):.2%}",
+            *(spread(self.values(method, setting, name)) for name in names),
+            f"{statistics.fmean(r.pruning_seconds for r in cell):.1f}",
+        ]
+
+    def to_csv(self) -> str:
+        """Return every result as a line: a value of each metric for each pair of seeds."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        names = self.metrics()
+        writer.writerow([*COLUMNS, "sampling_seed_index", *names])
+        writer.writerows(self._lines(names))
+        return file.getvalue()
+
+    def _lines(self, names: Sequence[str]) -> Iterator[list[object]]:
+        for result in self.results:
+            columns = [getattr(result, name) for name in COLUMNS]
+            for index, values in enumerate(zip(*(result.metrics[n] for n in names), strict=True)):
+                yield [*columns, index, *values]
+
+    def save(self, folder: Path) -> None:
+        """Write `study.md` and `study.csv`."""
+        texts = {"study.md": self.to_markdown(), "study.csv": self.to_csv()}
+        for name, text in texts.items():
+            with writing(folder / name) as draft:
+                draft.write_text(text)
+
+
+COLUMNS = (
+    "method",
+    "setting",
+    "seed",
+    "target_sparsity",
+    "model_sparsity",
+    "pruning_seconds",
+    "mask_hash",
+)
