@@ -18,6 +18,11 @@ class BeforePruning(L.Callback, abc.ABC):
 class BeforeCalibration(L.Callback, abc.ABC):
     """A callback that knows what would be impossible, before the long work starts."""
 
+    @property
+    @abc.abstractmethod
+    def needs_gram(self) -> bool:
+        """Whether the Gram matrices of all layers' inputs are needed at once."""
+
     @abc.abstractmethod
     def before_calibration(self, weights: Weights) -> None:
         """Raise a ValueError if the target layers cannot give what is asked of them."""

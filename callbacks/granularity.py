@@ -6,22 +6,19 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
+from ditprune.alpha import settle
 from ditprune.budget import Budget, Uniform
 from ditprune.budget.base import demand_fraction
 from ditprune.calibration import Weights
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
+from ditprune.decision import decide, demand_attainable, scores_of
 from ditprune.distributed import on_first_rank
 from ditprune.granularity import Granularity
+from ditprune.layers import target_weights
 from ditprune.masks import MaskSet
-from ditprune.pipeline import (
-    carry_out_,
-    decide,
-    demand_attainable,
-    scores_of,
-    target_weights,
-)
+from ditprune.pipeline import carry_out_
 from ditprune.plan import Plan, describe, row_variations
 from ditprune.recipe import Recipe
 from ditprune.repair import Repair
@@ -68,6 +65,11 @@ class GranularityCallback(BeforeCalibration):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that there will be scores."""
         demand_callback(trainer, PruneCallback)
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the budget reads them."""
+        return self.budget.needs_gram
 
     def before_calibration(self, weights: Weights) -> None:
         """Check that the layers can give what is asked for."""
@@ -127,6 +129,7 @@ class GranularityCallback(BeforeCalibration):
         model, recipe = pruner.transformer(pl_module), self.recipe(pruner)
         evidence, weights = pruner.evidence, target_weights(model, pruner.family)
         assert evidence is not None
+        recipe = settle(model, pruner.batches(trainer), pruner.family, weights, recipe)
         variations = row_variations(scores_of(evidence, weights, recipe))
         pools = decide(evidence, weights, recipe)
         outcome = carry_out_(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -20,10 +21,12 @@ from ditprune.calibration import (
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
 from ditprune.callbacks.lookup import callbacks_of, find_module
+from ditprune.decision import Evidence
 from ditprune.distributed import rank
 from ditprune.families import Batch, DiT, Family
 from ditprune.importance import Importance, TrajectoryImportance
-from ditprune.pipeline import Evidence, measure_importance, target_weights
+from ditprune.layers import target_weights
+from ditprune.pipeline import measure_importance
 from ditprune.saliency import Energy, Saliency
 from ditprune.targets import PruneTarget
 
@@ -115,11 +118,16 @@ class PruneCallback(BeforePruning):
             for callback in callbacks_of(trainer):
                 if isinstance(callback, BeforeCalibration):
                     callback.before_calibration(weights)
+                    self._observe_grams(callback.needs_gram)
             importance = self._importance(trainer, pl_module, weights)
             batches = track(self.batches(trainer), "calibrating", disable=rank() > 0)
             stats = calibrate(model, batches, self.family, weights, self.observation)
         self.evidence = Evidence(stats, importance)
         self.calibration_seconds = perf_counter() - start
+
+    def _observe_grams(self, needed: bool) -> None:
+        with_gram = self.observation.with_gram or needed
+        self.observation = replace(self.observation, with_gram=with_gram)
 
     def _importance(
         self, trainer: L.Trainer, pl_module: L.LightningModule, weights: Weights

@@ -1,5 +1,6 @@
 """Runs a study of many recipes on one model, when validation starts."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -97,11 +98,12 @@ class StudyCallback(L.Callback):
     def _bench(
         self, trainer: L.Trainer, pl_module: L.LightningModule, evaluation: EvaluationCallback
     ) -> Bench:
+        source = self._source(trainer)
         return Bench(
             model=find_module(pl_module, self.module),
             family=self.family,
             scheduler=getattr(pl_module, "scheduler", None),
-            samples=self._source(trainer).calibration_dataloader,
+            samples=lambda seed: source.calibration_dataloader(seed=seed),
             measure=lambda: evaluation.measure_pruned(trainer, pl_module),
             identity=evaluation.identity(),
             folder=run_folder(trainer),
@@ -109,9 +111,19 @@ class StudyCallback(L.Callback):
 
     def _source(self, trainer: L.Trainer) -> SeededCalibrationSource:
         source = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(source, SeededCalibrationSource):
+        # The protocol's check is of the name alone.
+        if not isinstance(source, SeededCalibrationSource) or not takes_seed(source):
             raise ValueError(
                 "a study draws calibration samples from several seeds, by the datamodule's "
                 f"calibration_dataloader(seed), and {type(source).__name__} has none"
             )
         return source
+
+
+def takes_seed(source: SeededCalibrationSource) -> bool:
+    """Tell whether the samples can be drawn from a seed."""
+    try:
+        inspect.signature(source.calibration_dataloader).bind(seed=0)
+    except TypeError:
+        return False
+    return True

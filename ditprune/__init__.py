@@ -9,5 +9,6 @@ from ditprune.masks import MaskSet as MaskSet
 from ditprune.pipeline import Outcome as Outcome
 from ditprune.pipeline import prune as prune
 from ditprune.recipe import Recipe as Recipe
+from ditprune.recipe import best as best
 from ditprune.targets import PruneTarget as PruneTarget
 from ditprune.targets import Role as Role

@@ -11,7 +11,7 @@ from rich.console import Console
 from ditprune.atomic import demand_writable
 from ditprune.callbacks import GranularityCallback, PruneCallback, StudyCallback
 from ditprune.callbacks.lookup import demand_callback, run_folder
-from ditprune.pipeline import target_weights
+from ditprune.layers import target_weights
 from ditprune.plan import layer_table, plan
 
 

@@ -1,9 +1,8 @@
 """The whole method on one screen."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
@@ -11,19 +10,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ditprune.activations import ActivationStats, Stats
+from ditprune.alpha import settle
 from ditprune.blocks import calibrate_blocks
-from ditprune.budget import Budget
 from ditprune.calibration import Weights, calibrate
+from ditprune.decision import Evidence, decide, demand_attainable, scores_of
 from ditprune.distributed import all_cores, broadcast_, rank
 from ditprune.families import Batch, Family
-from ditprune.granularity import Granularity, Pools
-from ditprune.granularity.base import shape_of
-from ditprune.importance import Importance, TrajectoryImportance, in_image_units
+from ditprune.granularity import Pools
+from ditprune.importance import Importance, TrajectoryImportance
+from ditprune.layers import bias_of, install_, target_weights
 from ditprune.masks import MaskSet, weight_matrix
 from ditprune.recipe import Recipe
 from ditprune.repair import Repaired
 from ditprune.repair.base import relative_error
-from ditprune.saliency import Scores
 from ditprune.targets import PruneTarget
 
 
@@ -33,15 +32,6 @@ class LayerErrors(NamedTuple):
     masked: float
     """By the mask alone."""
     repaired: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the calibration tells of the dense model."""
-
-    stats: Stats
-    importance: Mapping[PruneTarget, Importance] = field(default_factory=dict)
-    """Empty where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +71,10 @@ def prune(
     weights = target_weights(model, family)
     demand_attainable(weights, recipe.granularity, recipe.sparsity, recipe.budget)
     batches = list(batches)
+    recipe = settle(model, batches, family, weights, recipe)
     evidence = observe(model, batches, family, weights, recipe, scheduler)
     pools = decide(evidence, weights, recipe)
     return carry_out_(model, batches, family, weights, evidence, pools, recipe)
-
-
-def target_weights(model: nn.Module, family: Family) -> Weights:
-    """Return the weights of the family's targets, which share the model's memory."""
-    weights = {target: weight_matrix(model, target) for target in family.targets(model)}
-    bad = [target.name for target, weight in weights.items() if not weight.isfinite().all()]
-    if bad:
-        raise ValueError(
-            f"the model has NaN or infinite weights in {', '.join(bad[:8])}; the checkpoint is "
-            "damaged, or its dtype too narrow"
-        )
-    return weights
-
-
-def demand_attainable(
-    weights: Weights, granularity: Granularity, sparsity: float, budget: Budget
-) -> None:
-    """Raise a ValueError, before calibration, if the layers cannot give what is asked for."""
-    budget.demand_possible({t: weight.numel() for t, weight in weights.items()}, sparsity)
-    for target, weight in weights.items():
-        granularity.attainable(target, shape_of(weight), round(weight.numel() * sparsity))
 
 
 def observe(
@@ -140,17 +110,6 @@ def measure_importance(
             "give one (scheduler=..., or an attribute of the LightningModule), or importance: null"
         )
     return importance.measure(model, batches, family, weights, scheduler)
-
-
-def decide(evidence: Evidence, weights: Weights, recipe: Recipe) -> dict[PruneTarget, Pools]:
-    """Choose how much each layer gives, and who competes with whom there."""
-    scores = scores_of(evidence, weights, recipe)
-    return recipe.granularity.pools(scores, recipe.budget.allocate(scores, recipe.sparsity))
-
-
-def scores_of(evidence: Evidence, weights: Weights, recipe: Recipe) -> Scores:
-    """Return the scores of all weights, in units of the images if importance is known."""
-    return Scores(recipe.saliency, in_image_units(weights, evidence.importance), evidence.stats)
 
 
 @torch.no_grad()
@@ -217,13 +176,6 @@ def repair_layer(
     return masked
 
 
-def bias_of(model: nn.Module, target: PruneTarget) -> Tensor | None:
-    """Return a layer's bias, if it has one."""
-    layer: Any = model.get_submodule(target.name)
-    bias: Tensor | None = layer.bias
-    return bias
-
-
 def layer_errors(
     weight: Float[Tensor, "out in"],
     mask: Bool[Tensor, "out in"],
@@ -237,27 +189,3 @@ def layer_errors(
     return LayerErrors(
         relative_error(weight, masked, stats), relative_error(weight, repaired, stats)
     )
-
-
-def install_(model: nn.Module, target: PruneTarget, repaired: Repaired) -> None:
-    """Overwrite a layer's weights and bias."""
-    weight_matrix(model, target).copy_(repaired.weight)
-    bias = bias_of(model, target)
-    if bias is not None:
-        bias += repaired.bias_shift
-
-
-@contextmanager
-def restoring(model: nn.Module, weights: Weights) -> Iterator[None]:
-    """Give the layers their weights and biases back when the block ends."""
-    biases = {target: bias_of(model, target) for target in weights}
-    before = {target: weight.clone() for target, weight in weights.items()}
-    biases_before = {t: bias.clone() for t, bias in biases.items() if bias is not None}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for target, weight in before.items():
-                weight_matrix(model, target).copy_(weight)
-            for target, values in biases_before.items():
-                biases[target].copy_(values)

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from ditprune.blocks import Follow
-from ditprune.budget import Budget, Uniform
+from ditprune.budget import Budget, SharedThreshold, Uniform
 from ditprune.calibration import Observation
-from ditprune.granularity import Granularity
+from ditprune.granularity import Granularity, Layer
 from ditprune.importance import TrajectoryImportance
-from ditprune.repair import Repair
-from ditprune.saliency import Saliency
+from ditprune.repair import KroneckerADMM, Repair
+from ditprune.saliency import Energy, Saliency
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         """Whether the Gram matrices of the layers' inputs are needed."""
-        return self.decides_by_gram or (self.repair is not None and self.repair.needs_gram)
+        repairs = self.repair is not None and (self.repair.needs_gram or self.goal == "dense")
+        return self.decides_by_gram or repairs
 
     @property
     def decides_by_gram(self) -> bool:
@@ -60,3 +61,24 @@ class Recipe:
     def parts(self) -> dict[str, str]:
         """Return the name of every part and what it is, as text."""
         return {part.name: repr(getattr(self, part.name)) for part in fields(self)}
+
+
+def best(sparsity: float, guidance_scale: float = 1.5) -> Recipe:
+    """Return what ditprune recommends: what the table of its study shows to keep the images best.
+
+    Wanda's scores start the masks; one threshold for all layers decides what each gives; masks and
+    weights are then found together, in a metric that tells what the images lose. It takes one
+    backward pass through each step of `num_trajectories` samplings; no weight is trained.
+
+    Args:
+        sparsity: the fraction of the targets' weights that goes.
+        guidance_scale: of the sampling to come.
+    """
+    return Recipe(
+        saliency=Energy(1.0, 1.0),
+        granularity=Layer(),
+        sparsity=sparsity,
+        budget=SharedThreshold(),
+        repair=KroneckerADMM(),
+        importance=TrajectoryImportance(guidance_scale),
+    )

@@ -15,20 +15,14 @@ from torch import nn
 
 from ditprune.atomic import writing
 from ditprune.budget import Uniform
-from ditprune.calibration import Weights, calibrate
+from ditprune.calibration import Observation, Weights, calibrate
+from ditprune.decision import Evidence, decide, demand_attainable
 from ditprune.distributed import barrier, on_first_rank, rank
 from ditprune.evaluation import Measured
 from ditprune.families import Batch, Family
 from ditprune.granularity import NofM
-from ditprune.pipeline import (
-    Evidence,
-    carry_out_,
-    decide,
-    demand_attainable,
-    measure_importance,
-    restoring,
-    target_weights,
-)
+from ditprune.layers import restoring, target_weights
+from ditprune.pipeline import carry_out_, measure_importance
 from ditprune.plan import Plan, describe
 from ditprune.recipe import Recipe
 from ditprune.saved_stats import (
@@ -83,6 +77,9 @@ class Study:
         """Refuse a study of nothing."""
         if not self.methods or not self.seeds or not (self.sparsities or self.patterns):
             raise ValueError("a study needs methods, seeds, and sparsities or patterns")
+        for asked in (self.seeds, [name_of(s) for s in (*self.sparsities, *self.patterns)]):
+            if len(set(asked)) < len(asked):
+                raise ValueError(f"a study takes each setting and each seed once; got {asked}")
 
     def cells(self) -> list[Cell]:
         """Return all cells, seed after seed."""
@@ -99,8 +96,8 @@ class Study:
 
 
 def name_of(setting: Setting) -> str:
-    """Return `60 %` or `2:4`."""
-    return setting.name if isinstance(setting, NofM) else f"{setting:.0%}"
+    """Return `60%`, `62.5%` or `2:4`."""
+    return setting.name if isinstance(setting, NofM) else f"{100 * setting:g}%"
 
 
 def at(recipe: Recipe, setting: Setting) -> Recipe:
@@ -136,6 +133,11 @@ def run(study: Study, bench: Bench) -> list[Result]:
     for cell in study.cells():
         recipe = cell.recipe
         demand_attainable(weights, recipe.granularity, recipe.sparsity, recipe.budget)
+        if recipe.importance is not None and bench.scheduler is None:
+            raise ValueError(
+                f"{cell.method} measures importance along sampling trajectories, which take the "
+                "model's scheduler, an attribute of the LightningModule; or give importance: null"
+            )
     results = []
     with Progress(disable=rank() > 0) as progress:
         task = progress.add_task("study", total=len(study.cells()))
@@ -190,17 +192,29 @@ def shared_evidence(cell: Cell, with_gram: bool, bench: Bench, weights: Weights)
     name = f"seed{cell.seed}-{digest(f'{seen}{recipe.importance}')}"
     folder = bench.folder / "statistics"
     paths = folder / f"{name}.safetensors", folder / f"{name}-importance.safetensors"
-    if not on_first_rank(lambda: all(path.exists() for path in paths)):
+    known = read_evidence(paths, weights, seen)
+    if on_first_rank(lambda: known is None):
         model, family = bench.model, bench.family
         stats = calibrate(model, batches, family, weights, seen)
         importance = measure_importance(
             model, batches, family, weights, recipe.importance, bench.scheduler
         )
         if rank() == 0:
-            save_stats(paths[0], stats, weights, seen)
             save_importance(paths[1], importance)
+            save_stats(paths[0], stats, weights, seen)  # last: it says of which model both are
         barrier()
-    return Evidence(load_stats(paths[0], weights, seen), load_importance(paths[1], weights))
+        known = None
+    return known or Evidence(
+        load_stats(paths[0], weights, seen), load_importance(paths[1], weights)
+    )
+
+
+def read_evidence(paths: tuple[Path, Path], weights: Weights, seen: Observation) -> Evidence | None:
+    """Return what the files tell, or None if they are not there, whole, and of this model."""
+    try:
+        return Evidence(load_stats(paths[0], weights, seen), load_importance(paths[1], weights))
+    except ValueError:
+        return None
 
 
 def file_name(cell: Cell, bench: Bench, weights: Weights) -> str:

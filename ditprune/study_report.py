@@ -74,7 +74,8 @@ class StudyReport:
         names = self.metrics()
         head = [f"{name} {DIRECTION.get(name, HIGHER_IS_BETTER)}" for name in names]
         columns = ["method", "targets' sparsity", "model's sparsity", *head, "pruning, s"]
-        dense = ["dense", "0%", "0%", *(spread(self.dense.get(name)) for name in names), ""]
+        means = [[statistics.fmean(self.dense[n])] if n in self.dense else [] for n in names]
+        dense = ["dense", "0%", "0%", *map(spread, means), ""]
         rows = [dense, *(self.row(method, setting, names) for method in self.methods())]
         lines = [columns, ["---"] * len(columns), *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)

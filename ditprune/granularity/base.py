@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,9 @@ class Runs(Pools):
 
 class Granularity(abc.ABC):
     """Who competes with whom for the weights that stay."""
+
+    one_sparsity: ClassVar[bool] = False
+    """Whether every layer must give the same fraction."""
 
     @abc.abstractmethod
     def label(self, target: PruneTarget) -> str:

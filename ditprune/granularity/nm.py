@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,8 @@ class NofM(Granularity):
 
     NVIDIA's sparse tensor cores run 2:4. The sparsity must be 1 - N/M in every layer.
     """
+
+    one_sparsity: ClassVar[bool] = True
 
     num_kept: int = 2
     """N, of every group."""

@@ -3,6 +3,7 @@
 from ditprune.saliency.base import Saliency as Saliency
 from ditprune.saliency.base import Scores as Scores
 from ditprune.saliency.energy import Energy as Energy
+from ditprune.saliency.energy import SearchedEnergy as SearchedEnergy
 from ditprune.saliency.lookahead import Lookahead as Lookahead
 from ditprune.saliency.magnitude import Magnitude as Magnitude
 from ditprune.saliency.optimal_brain import OBD as OBD

@@ -46,3 +46,24 @@ def rms_by_bin(stats: ActivationStats) -> Float64[Tensor, "seen in"]:
     seen = stats.weight > 0
     num_tokens = stats.weight[seen].to(stats.sum_of_squares).unsqueeze(1)
     return (stats.sum_of_squares[seen.to(stats.sum_of_squares.device)] / num_tokens).sqrt()
+
+
+@dataclass(frozen=True)
+class SearchedEnergy(Saliency):
+    """|W| RMS(X)^alpha, with the alpha whose masks spoil the model's predictions least.
+
+    One number for the whole model, found before pruning (`ditprune.alpha`).
+    """
+
+    alphas: tuple[float, ...] = (0.0, 0.25, 1 / 3, 0.5, 0.67, 0.75, 1.0, 1.5)
+
+    def __post_init__(self) -> None:
+        """Refuse a search among nothing."""
+        if not self.alphas or min(self.alphas) < 0:
+            raise ValueError(f"alphas must be numbers that are not negative; got {self.alphas}")
+
+    def score(
+        self, weight: Float[Tensor, "out in"], stats: ActivationStats
+    ) -> Float[Tensor, "out in"]:
+        """Refuse: the balance must be settled first."""
+        raise RuntimeError("the balance is open; ditprune.alpha.settle chooses it")

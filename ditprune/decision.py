@@ -1,0 +1,48 @@
+"""What is known of a model, and what is decided from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ditprune.activations import Stats
+from ditprune.budget import Budget, Uniform
+from ditprune.calibration import Weights
+from ditprune.granularity import Granularity, Pools
+from ditprune.granularity.base import shape_of
+from ditprune.importance import Importance, in_image_units
+from ditprune.recipe import Recipe
+from ditprune.saliency import Scores
+from ditprune.targets import PruneTarget
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the calibration tells of the dense model."""
+
+    stats: Stats
+    importance: Mapping[PruneTarget, Importance] = field(default_factory=dict)
+    """Empty where it was not measured."""
+
+
+def demand_attainable(
+    weights: Weights, granularity: Granularity, sparsity: float, budget: Budget
+) -> None:
+    """Raise a ValueError, before calibration, if the layers cannot give what is asked for."""
+    if granularity.one_sparsity and not isinstance(budget, Uniform):
+        raise ValueError(
+            f"{granularity} takes the same fraction of every layer, and {type(budget).__name__} "
+            "gives each its own: use the budget Uniform"
+        )
+    expected = budget.expected({t: weight.numel() for t, weight in weights.items()}, sparsity)
+    for target, weight in weights.items():
+        granularity.attainable(target, shape_of(weight), expected[target])
+
+
+def decide(evidence: Evidence, weights: Weights, recipe: Recipe) -> dict[PruneTarget, Pools]:
+    """Choose how much each layer gives, and who competes with whom there."""
+    scores = scores_of(evidence, weights, recipe)
+    return recipe.granularity.pools(scores, recipe.budget.allocate(scores, recipe.sparsity))
+
+
+def scores_of(evidence: Evidence, weights: Weights, recipe: Recipe) -> Scores:
+    """Return the scores of all weights, in units of the images if importance is known."""
+    return Scores(recipe.saliency, in_image_units(weights, evidence.importance), evidence.stats)

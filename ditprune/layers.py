@@ -1,0 +1,57 @@
+"""The layers of a model that are pruned: their weights and biases."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calibration import Weights
+from ditprune.families import Family
+from ditprune.masks import weight_matrix
+from ditprune.repair import Repaired
+from ditprune.targets import PruneTarget
+
+
+def target_weights(model: nn.Module, family: Family) -> Weights:
+    """Return the weights of the family's targets, which share the model's memory."""
+    weights = {target: weight_matrix(model, target) for target in family.targets(model)}
+    bad = [target.name for target, weight in weights.items() if not weight.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"the model has NaN or infinite weights in {', '.join(bad[:8])}; the checkpoint is "
+            "damaged, or its dtype too narrow"
+        )
+    return weights
+
+
+def bias_of(model: nn.Module, target: PruneTarget) -> Tensor | None:
+    """Return a layer's bias, if it has one."""
+    layer: Any = model.get_submodule(target.name)
+    bias: Tensor | None = layer.bias
+    return bias
+
+
+def install_(model: nn.Module, target: PruneTarget, repaired: Repaired) -> None:
+    """Overwrite a layer's weights and bias."""
+    weight_matrix(model, target).copy_(repaired.weight)
+    bias = bias_of(model, target)
+    if bias is not None:
+        bias += repaired.bias_shift
+
+
+@contextmanager
+def restoring(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Give the layers their weights and biases back when the block ends."""
+    biases = {target: bias_of(model, target) for target in weights}
+    before = {target: weight.clone() for target, weight in weights.items()}
+    biases_before = {t: bias.clone() for t, bias in biases.items() if bias is not None}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for target, weight in before.items():
+                weight_matrix(model, target).copy_(weight)
+            for target, values in biases_before.items():
+                biases[target].copy_(values)
