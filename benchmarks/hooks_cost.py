@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel
 
 from ditprune.activations import ActivationStats, recording
 from ditprune.families import Batch, DiT
-from ditprune.pipeline import target_weights
+from ditprune.layers import target_weights
 
 NUM_ROUNDS = 40
 

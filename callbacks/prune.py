@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from ditprune.calibration import (
 )
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
-from ditprune.callbacks.lookup import callbacks_of, find_module
+from ditprune.callbacks.lookup import callbacks_of, find_module, run_folder
 from ditprune.decision import Evidence
 from ditprune.distributed import rank
 from ditprune.families import Batch, DiT, Family
@@ -28,6 +29,7 @@ from ditprune.importance import Importance, TrajectoryImportance
 from ditprune.layers import target_weights
 from ditprune.pipeline import measure_importance
 from ditprune.saliency import Energy, Saliency
+from ditprune.saved_stats import load_evidence, save_evidence
 from ditprune.targets import PruneTarget
 
 
@@ -59,6 +61,7 @@ class PruneCallback(BeforePruning):
         timestep_weighting: TimestepWeighting = Even(),
         importance: TrajectoryImportance | None = None,
         module: str = "transformer",
+        stats: str | None = None,
     ) -> None:
         """Choose what to collect.
 
@@ -70,12 +73,14 @@ class PruneCallback(BeforePruning):
             importance: measures how far errors of each layer's outputs move the images; None
                 weighs all errors alike.
             module: path of the transformer inside the LightningModule.
+            stats: run folder whose calibration is used again, in place of another one.
         """
         self.family = family
         self.saliency = saliency
         self.observation = Observation(num_timestep_bins, timestep_weighting, saliency.needs_gram)
         self.importance = importance
         self.module = module
+        self.stats = stats
         self._cleanup = ExitStack()
 
     def transformer(self, pl_module: L.LightningModule) -> nn.Module:
@@ -119,11 +124,34 @@ class PruneCallback(BeforePruning):
                 if isinstance(callback, BeforeCalibration):
                     callback.before_calibration(weights)
                     self._observe_grams(callback.needs_gram)
-            importance = self._importance(trainer, pl_module, weights)
-            batches = track(self.batches(trainer), "calibrating", disable=rank() > 0)
-            stats = calibrate(model, batches, self.family, weights, self.observation)
-        self.evidence = Evidence(stats, importance)
+            self.evidence = (
+                self._load(weights) if self.stats else self._calibrate(trainer, pl_module, weights)
+            )
         self.calibration_seconds = perf_counter() - start
+
+    def _load(self, weights: Weights) -> Evidence:
+        evidence = load_evidence(Path(self.stats or ""), weights, self.observation)
+        if self.importance is None:
+            return replace(evidence, importance={})
+        if not evidence.importance:
+            raise ValueError(
+                f"the calibration of {self.stats} measured no importance, and it is asked for: "
+                "calibrate again, or set importance: null"
+            )
+        return evidence
+
+    def _calibrate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, weights: Weights
+    ) -> Evidence:
+        model = self.transformer(pl_module)
+        importance = self._importance(trainer, pl_module, weights)
+        batches = track(self.batches(trainer), "calibrating", disable=rank() > 0)
+        stats = calibrate(model, batches, self.family, weights, self.observation)
+        evidence = Evidence(stats, importance)
+        folder = run_folder(trainer)
+        if rank() == 0:
+            save_evidence(folder, evidence, weights, self.observation)
+        return evidence
 
     def _observe_grams(self, needed: bool) -> None:
         with_gram = self.observation.with_gram or needed

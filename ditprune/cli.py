@@ -23,6 +23,7 @@ class PruneTrainer(L.Trainer):
         model: L.LightningModule,
         datamodule: L.LightningDataModule | None = None,
         dry_run: bool = False,
+        stats: str | None = None,
     ) -> None:
         """Calibrate, prune, and validate the pruned model against the dense one.
 
@@ -30,7 +31,10 @@ class PruneTrainer(L.Trainer):
             model: holds the transformer.
             datamodule: has calibration samples, and what validation needs.
             dry_run: print what every layer would give, and stop.
+            stats: run folder whose calibration is used again.
         """
+        pruner = demand_callback(self, PruneCallback)
+        pruner.stats = stats or pruner.stats
         if dry_run:
             self.show_plan(model)
             return

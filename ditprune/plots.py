@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,25 +65,35 @@ def row_variation_figure(layers: Sequence[LayerPlan]) -> Figure:
 
 
 def quality_figure(report: StudyReport, metric: str) -> Figure:
-    """Draw a metric against the sparsity, a curve for each method, with deviations as bars."""
-    settings = report.settings()
+    """Draw a metric against the setting, a curve for each method, with deviations as bars."""
+    settings, methods = report.settings(), report.methods()
+    joined = np.array([setting.endswith("%") for setting in settings])  # patterns stand alone
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for number, method in enumerate(report.methods()):
+    for number, method in enumerate(methods):
         values = [report.values(method, setting, metric) for setting in settings]
-        means = [statistics.fmean(v) for v in values]
-        bars = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        marker, line = MARKERS[number % len(MARKERS)], "-" if number < 10 else "--"
-        style = f"{marker}{line}"
-        axes.errorbar(range(len(settings)), means, bars, fmt=style, capsize=2, label=method)
+        means, bars = np.array([statistics.fmean(v) for v in values]), map(deviation, values)
+        # Side by side, or the bars would hide each other.
+        places = np.arange(len(settings)) + 0.4 * ((number + 0.5) / len(methods) - 0.5)
+        color, marker = f"C{number % 10}", MARKERS[(number + number // 10) % len(MARKERS)]
+        style: dict[str, Any] = {"fmt": marker, "markersize": 5, "capsize": 2, "color": color}
+        axes.errorbar(places, means, list(bars), label=method, **style)
+        axes.plot(places[joined], means[joined], color=color, linewidth=0.8)
     if metric in report.dense:
         dense = statistics.fmean(report.dense[metric])
         axes.axhline(dense, color="black", linestyle=":", label="dense")
     axes.set(xticks=range(len(settings)), xticklabels=settings, ylabel=metric)
+    axes.set_xlabel("sparsity of the targets, or pattern")
     if DIRECTION.get(metric) == LOWER_IS_BETTER:
         axes.set_yscale("log")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation (n - 1), or 0 where there is none."""
+    known = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) if known else 0.0
 
 
 def save_curves(report: StudyReport, folder: Path) -> None:
@@ -102,9 +113,15 @@ def heat_map(
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     low = float(np.quantile(logs.numpy(), 0.02))
-    image = axes.imshow(logs.numpy(), aspect="auto", cmap="magma", vmin=low)
-    edges = np.cumsum(labels.bincount().numpy())[:-1] / rows
-    axes.hlines(edges - 0.5, -0.5, logs.shape[1] - 0.5, colors="cyan", linewidth=0.8)
+    bottom, right = logs.shape[0] * rows - 0.5, logs.shape[1] * columns - 0.5
+    style: dict[str, Any] = {
+        "aspect": "auto",
+        "cmap": "magma",
+        "extent": (-0.5, right, bottom, -0.5),
+    }
+    image = axes.imshow(logs.numpy(), vmin=low, **style)
+    edges = np.ceil(np.cumsum(labels.bincount().numpy())[:-1] / rows) * rows  # of rows shown
+    axes.hlines(edges - 0.5, -0.5, right, colors="cyan", linewidth=0.8)
     axes.set(xlabel="input channel", ylabel="output channel, by cluster", title=title)
     figure.colorbar(image, label="log10 of the score")
     return figure

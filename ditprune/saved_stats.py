@@ -13,9 +13,11 @@ from torch import Tensor
 from ditprune.activations import ActivationStats, Stats
 from ditprune.atomic import writing
 from ditprune.calibration import Observation, Weights
+from ditprune.decision import Evidence
 from ditprune.importance import Importance
 from ditprune.targets import PruneTarget
 
+STATISTICS, IMPORTANCE = "statistics.safetensors", "importance.safetensors"
 FORMAT = "ditprune-statistics-1"
 NUM_SAMPLED = 4096
 """Weights of each layer that identify it."""
@@ -87,6 +89,24 @@ def load_importance(path: Path, weights: Weights) -> dict[PruneTarget, Importanc
             f"cannot read importance from {path}: {error}. Delete the file, and it is measured "
             "again."
         ) from error
+
+
+def save_evidence(
+    folder: Path, evidence: Evidence, weights: Weights, observation: Observation
+) -> None:
+    """Write what a calibration told into its run folder."""
+    save_stats(folder / STATISTICS, evidence.stats, weights, observation)
+    save_importance(folder / IMPORTANCE, evidence.importance)
+
+
+def load_evidence(folder: Path, weights: Weights, observation: Observation) -> Evidence:
+    """Read what `save_evidence` wrote of the same model, targets and observation.
+
+    Raises:
+        ValueError: if a file cannot be read, or tells of something else.
+    """
+    stats = load_stats(folder / STATISTICS, weights, observation)
+    return Evidence(stats, load_importance(folder / IMPORTANCE, weights))
 
 
 def demand_same(

@@ -56,6 +56,9 @@ def test_the_core_knows_nothing_of_lightning(folder, banned):
     [
         ("ditprune/saliency", ("ditprune.granularity", "ditprune.families", "ditprune.masks")),
         ("ditprune/granularity", ("ditprune.saliency", "ditprune.families", "ditprune.masks")),
+        ("ditprune/budget", ("ditprune.families", "ditprune.masks", "ditprune.pipeline")),
+        ("ditprune/repair", ("ditprune.families", "ditprune.masks", "ditprune.pipeline",
+                             "ditprune.saliency", "ditprune.budget")),
         ("callbacks", ("ditprune.datamodules",)),
         ("datamodules", ("ditprune.callbacks",)),
         (

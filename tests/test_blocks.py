@@ -9,7 +9,7 @@ from torch import nn
 from ditprune.blocks import calibrate_blocks
 from ditprune.calibration import LogDecrease, Observation, calibrate
 from ditprune.families import Batch, DiT, Table
-from ditprune.pipeline import target_weights
+from ditprune.layers import target_weights
 from ditprune.targets import Role
 
 OBSERVATION = Observation(2, with_gram=True)

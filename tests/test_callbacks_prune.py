@@ -117,3 +117,27 @@ def test_a_granularity_without_scores_is_refused_at_once(tiny_dit, scheduler, tm
 def test_no_timestep_bins_are_refused():
     with pytest.raises(ValueError, match="num_timestep_bins must be at least 1; got 0"):
         PruneCallback(num_timestep_bins=0)
+
+
+def test_a_calibration_is_used_again_from_its_run_folder(tiny_dit, scheduler, tmp_path):
+    first, again = pruning(), pruning(sparsity=0.7, stats=str(tmp_path))
+    trainer(tmp_path, first).fit(Project(copy.deepcopy(tiny_dit)), datamodule=Data(scheduler))
+    expected = pruning(sparsity=0.7)
+    trainer(tmp_path / "other", expected).fit(
+        Project(copy.deepcopy(tiny_dit)), datamodule=Data(scheduler)
+    )
+
+    class Unwilling(Data):
+        def calibration_dataloader(self):
+            return []
+
+    trainer(tmp_path, again).fit(Project(tiny_dit), datamodule=Unwilling(scheduler))
+    assert again[1].masks.hash() == expected[1].masks.hash()
+
+
+def test_the_calibration_of_another_model_is_refused(tiny_dit, scheduler, tmp_path):
+    trainer(tmp_path, pruning()).fit(Project(copy.deepcopy(tiny_dit)), datamodule=Data(scheduler))
+    tiny_dit.transformer_blocks[0].ff.net[2].weight.data.mul_(2)
+    again = trainer(tmp_path, pruning(stats=str(tmp_path)))
+    with pytest.raises(ValueError, match="statistics of another model"):
+        again.fit(Project(tiny_dit), datamodule=Data(scheduler))

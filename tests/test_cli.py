@@ -154,3 +154,33 @@ def test_a_run_folder_that_is_in_the_way_is_a_paragraph(config, tmp_path):
     for verb in ("prune", "validate"):
         message = message_of(verb, "--config", config())
         assert message.startswith("ditprune: cannot write to the run folder runs/digits")
+
+
+def test_a_study_writes_its_tables_and_goes_on_where_it_was(
+    tmp_path, monkeypatch, tiny_dit, scheduler
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_dit.save_pretrained(tmp_path / "tiny" / "transformer")
+    scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
+    content = yaml.safe_load((CONFIG.parent / "study_digits.yaml").read_text())
+    evaluation, study = (c["init_args"] for c in content["trainer"]["callbacks"])
+    evaluation.update(num_samples=12, chunk_size=6)
+    methods = {name: study["methods"][name] for name in ("magnitude", "wanda")}
+    study.update(sparsities=[0.5], calibration_seeds=[0, 1], methods=methods)
+    content["model"]["init_args"].update(source=str(tmp_path / "tiny"), num_inference_steps=2)
+    content["data"]["init_args"]["num_calibration_samples"] = 4
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    main(["study", "--config", "config.yaml"])
+    run = tmp_path / "runs" / "digits" / "study"
+    table = (run / "study.md").read_text()
+    assert "| dense |" in table
+    assert "| wanda | 50.00% |" in table
+    assert "## 2:4" in table
+    assert (run / "fid.png").stat().st_size > 1000
+    assert len(list((run / "cells").iterdir())) == 8
+    main(["study", "--config", "config.yaml"])
+    assert (run / "study.md").read_text() == table
+
+
+def test_a_study_without_its_callback_is_a_paragraph(config):
+    assert "a study a StudyCallback" in message_of("study", "--config", config())

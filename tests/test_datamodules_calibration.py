@@ -77,3 +77,16 @@ def test_prompts_are_named_tensors_that_stay_with_their_image(dataset, scheduler
     assert torch.equal(batch.latents[4], dataset[4].latents[0])
     with pytest.raises(ValueError, match="20 images have 3 conditions"):
         CalibrationDataset(dataset.images, {"embeddings": torch.ones(3, 2)}, scheduler)
+
+
+def test_a_seed_draws_other_digits_and_the_datamodules_own_seed_the_same():
+    module = DigitsDataModule(num_calibration_samples=8, seed=3)
+    own, same, other, zero = (
+        joined(module.calibration_dataloader(*seed)) for seed in ((), (3,), (4,), (0,))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(own, same, strict=True))
+    assert not torch.equal(own.latents, other.latents)
+    # A seed of 0 is a seed, and the one that a datamodule of seed 0 has.
+    assert not torch.equal(own.latents, zero.latents)
+    plain = joined(DigitsDataModule(num_calibration_samples=8).calibration_dataloader())
+    assert torch.equal(plain.latents, zero.latents)

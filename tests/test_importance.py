@@ -1,17 +1,19 @@
 import copy
 import itertools
+import weakref
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from conftest import split
 from diffusers import DPMSolverMultistepScheduler
 
 from ditprune.families import DiT
-from ditprune.importance import TrajectoryImportance
-from ditprune.pipeline import target_weights
+from ditprune.importance import TrajectoryImportance, in_image_units
+from ditprune.layers import target_weights
 from ditprune.sampling import draw_noise, sample_generator, sample_latents
-from ditprune.targets import Role
+from ditprune.targets import PruneTarget, Role
 
 MEASURE = TrajectoryImportance(guidance_scale=2.0, num_trajectories=3, num_steps=4)
 
@@ -125,3 +127,59 @@ def test_a_multi_step_scheduler_is_followed_by_ddim_of_the_same_noise(
 def test_no_samples_is_an_error(tiny_dit, scheduler):
     with pytest.raises(ValueError, match="calibration set is empty"):
         measured(tiny_dit, [], scheduler)
+
+
+def layers(*names: str) -> list[PruneTarget]:
+    return [PruneTarget(name, Role.MLP_UP, block=0, num_heads=1) for name in names]
+
+
+def some_weights() -> dict[PruneTarget, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {target: torch.randn(4, 6, generator=generator) for target in layers("a", "b")}
+
+
+def worth(*diagonal: float) -> torch.Tensor:
+    """A matrix of that diagonal; what is beside it must not matter."""
+    matrix = torch.full((len(diagonal),) * 2, 0.5, dtype=torch.float64)
+    return matrix.diagonal_scatter(torch.tensor(diagonal, dtype=torch.float64))
+
+
+def test_in_image_units_rows_are_scaled_by_what_their_outputs_are_worth():
+    weights, (a, b) = some_weights(), layers("a", "b")
+    importance = {a: worth(4.0, 9.0, 0.25, 1.0), b: worth(1e-12, 2e-12, 3e-12, 4e-12)}
+    scaled = in_image_units(weights, importance)
+    assert list(scaled) == [a, b]
+    assert len(scaled) == 2
+    for target in scaled:
+        rows = np.sqrt(np.diag(importance[target].numpy()))
+        expected = weights[target].numpy() * rows[:, None]
+        assert np.allclose(scaled[target].numpy(), expected, rtol=1e-5, atol=0)
+
+
+def test_an_output_worth_nothing_gets_a_ten_thousandth_of_the_mean():
+    a, b = layers("a", "b")
+    scaled = in_image_units(some_weights(), {a: worth(0.0, 8.0, 0.0, 8.0), b: worth(1, 1, 1, 1)})
+    expected = some_weights()[a] * torch.tensor([0.02, 8**0.5, 0.02, 8**0.5]).unsqueeze(1)
+    assert torch.allclose(scaled[a], expected, rtol=1e-5)
+
+
+def test_weights_in_image_units_are_float32_and_the_models_stay_as_they_were():
+    a, b = layers("a", "b")
+    weights = {target: weight.bfloat16() for target, weight in some_weights().items()}
+    scaled = in_image_units(weights, {a: worth(2, 3, 4, 5), b: worth(2, 3, 4, 5)})
+    assert scaled[a].dtype is torch.float32
+    assert torch.equal(weights[a], some_weights()[a].bfloat16())
+
+
+def test_weights_in_image_units_are_scaled_when_asked_for_and_not_kept():
+    weights, (a, b) = some_weights(), layers("a", "b")
+    scaled = in_image_units(weights, {a: worth(4, 4, 4, 4), b: worth(1, 1, 1, 1)})
+    kept = weakref.ref(scaled[a])
+    assert kept() is None
+    weights[a].fill_(3.0)
+    assert torch.equal(scaled[a], torch.full((4, 6), 6.0))
+
+
+def test_without_importance_the_weights_are_the_very_same():
+    weights = some_weights()
+    assert in_image_units(weights, {}) is weights

@@ -8,8 +8,8 @@ import ditprune
 from ditprune.calibration import Observation, calibrate, evaluating
 from ditprune.families import Batch, DiT, Table
 from ditprune.granularity import ClusteringAware, Layer, Row
+from ditprune.layers import target_weights
 from ditprune.masks import weight_matrix
-from ditprune.pipeline import target_weights
 from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 

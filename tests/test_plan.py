@@ -4,9 +4,11 @@ from contracts import target
 
 from ditprune.activations import ActivationStats
 from ditprune.budget import Uniform
+from ditprune.decision import Evidence, decide, scores_of
 from ditprune.families import DiT
 from ditprune.granularity import ClusteringAware, Layer, Row
-from ditprune.pipeline import Evidence, carry_out_, decide, scores_of, target_weights
+from ditprune.layers import target_weights
+from ditprune.pipeline import carry_out_
 from ditprune.plan import count_parameters, describe, plan, row_variations
 from ditprune.recipe import Recipe
 from ditprune.saliency import Magnitude, Scores

@@ -3,8 +3,8 @@ import torch
 
 from ditprune.calibration import LogDecrease, Observation, calibrate
 from ditprune.families import DiT
-from ditprune.pipeline import target_weights
-from ditprune.saved_stats import load_stats, save_stats
+from ditprune.layers import target_weights
+from ditprune.saved_stats import load_importance, load_stats, save_importance, save_stats
 from ditprune.targets import Role
 
 SEEN = Observation(3, LogDecrease(25), with_gram=True)
@@ -60,3 +60,38 @@ def test_a_file_that_is_missing_or_cut_off_is_an_error_that_names_it(saved, weig
     saved[0].write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="cannot read statistics from"):
         load_stats(saved[0], weights, SEEN)
+
+
+@pytest.fixture
+def importance(weights):
+    generator = torch.Generator().manual_seed(0)
+    sides = {target: len(weight) for target, weight in weights.items()}
+    return {t: torch.rand(n, n, generator=generator).double() for t, n in sides.items()}
+
+
+def test_importance_comes_back_to_the_bit(importance, weights, tmp_path):
+    save_importance(tmp_path / "importance.safetensors", importance)
+    loaded = load_importance(tmp_path / "importance.safetensors", weights)
+    assert list(loaded) == list(importance)
+    assert all(torch.equal(loaded[t], importance[t]) for t in importance)
+    assert {matrix.dtype for matrix in loaded.values()} == {torch.float64}
+
+
+def test_importance_that_was_not_measured_comes_back_as_none(weights, tmp_path):
+    save_importance(tmp_path / "importance.safetensors", {})
+    assert load_importance(tmp_path / "importance.safetensors", weights) == {}
+
+
+def test_importance_that_is_missing_cut_off_or_of_other_layers_is_an_error_that_names_it(
+    importance, weights, tmp_path
+):
+    path = tmp_path / "importance.safetensors"
+    with pytest.raises(ValueError, match=r"cannot read importance from .*importance.safetensors"):
+        load_importance(path, weights)
+    save_importance(path, dict(list(importance.items())[:-1]))
+    with pytest.raises(ValueError, match=r"importance from .*Delete the file"):
+        load_importance(path, weights)
+    save_importance(path, importance)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="cannot read importance from"):
+        load_importance(path, weights)
