@@ -132,10 +132,10 @@ class EvaluationCallback(BeforePruning):
         return measured
 
     def identity(self) -> str:
-        """Return what decides the numbers, but for the model."""
+        """Return what decides the numbers, but for the pruning: also what the dense model draws."""
         metrics = [type(metric).__name__ for metric in self.metrics]
         settings = (self.num_samples, self.seeds, self.chunk_size)
-        return f"{self.extractor.name} {metrics} {settings}"
+        return f"{self.extractor.name} {metrics} {settings} {self.dense}"
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))

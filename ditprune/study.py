@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from diffusers import SchedulerMixin
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
+from ditprune.alpha import settle
 from ditprune.atomic import writing
 from ditprune.budget import Uniform
 from ditprune.calibration import Observation, Weights, calibrate
@@ -150,14 +151,15 @@ def run(study: Study, bench: Bench) -> list[Result]:
 
 def result_of(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Result:
     """Return the result of one cell: from its file, or else from a run of it."""
-    path = bench.folder / "cells" / file_name(cell, bench, weights)
+    batches = list(bench.samples(cell.seed))
+    path = bench.folder / "cells" / file_name(cell, bench, weights, batches)
     known = on_first_rank(partial(read_result, path))
     if known is not None:
         return known
-    evidence = shared_evidence(cell, with_gram, bench, weights)
+    evidence = shared_evidence(cell, with_gram, bench, weights, batches)
     with restoring(bench.model, weights):
         start = perf_counter()
-        plan, mask_hash = prune_cell_(cell, evidence, bench, weights)
+        plan, mask_hash = prune_cell_(cell, evidence, bench, weights, batches)
         seconds = perf_counter() - start
         result = Result(
             method=cell.method,
@@ -177,19 +179,24 @@ def result_of(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Re
     return result
 
 
-def prune_cell_(cell: Cell, evidence: Evidence, bench: Bench, weights: Weights) -> tuple[Plan, str]:
+def prune_cell_(
+    cell: Cell, evidence: Evidence, bench: Bench, weights: Weights, batches: Sequence[Batch]
+) -> tuple[Plan, str]:
     """Prune the model as one cell says; return what every layer gave, and the masks' hash."""
-    pools = decide(evidence, weights, cell.recipe)
-    batches = list(bench.samples(cell.seed))
-    outcome = carry_out_(bench.model, batches, bench.family, weights, evidence, pools, cell.recipe)
+    recipe = settle(bench.model, batches, bench.family, weights, cell.recipe)
+    pools = decide(evidence, weights, recipe)
+    outcome = carry_out_(bench.model, batches, bench.family, weights, evidence, pools, recipe)
     return describe(bench.model, pools, {}, outcome), outcome.masks.hash()
 
 
-def shared_evidence(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Evidence:
+def shared_evidence(
+    cell: Cell, with_gram: bool, bench: Bench, weights: Weights, batches: Sequence[Batch]
+) -> Evidence:
     """Return what a seed's calibration tells: from files, or else from running it."""
-    recipe, batches = cell.recipe, list(bench.samples(cell.seed))
+    recipe = cell.recipe
     seen = replace(recipe.observation, with_gram=with_gram)
-    name = f"seed{cell.seed}-{digest(f'{seen}{recipe.importance}')}"
+    what = f"{seen}{recipe.importance}{digest_of(batches)}"
+    name = f"seed{cell.seed}-{digest(what)}"
     folder = bench.folder / "statistics"
     paths = folder / f"{name}.safetensors", folder / f"{name}-importance.safetensors"
     known = read_evidence(paths, weights, seen)
@@ -217,12 +224,23 @@ def read_evidence(paths: tuple[Path, Path], weights: Weights, seen: Observation)
         return None
 
 
-def file_name(cell: Cell, bench: Bench, weights: Weights) -> str:
+def file_name(cell: Cell, bench: Bench, weights: Weights, batches: Sequence[Batch]) -> str:
     """Return a name that changes with whatever decides the result."""
     model = "".join(fingerprint(weight) for weight in weights.values())
-    identity = digest(f"{cell.recipe}{bench.family}{bench.identity}{model}")
+    identity = digest(f"{cell.recipe}{bench.family}{bench.identity}{model}{digest_of(batches)}")
     words = f"{cell.method}-{cell.setting}-seed{cell.seed}".replace(" ", "_")
     return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in words)}-{identity}.json"
+
+
+def digest_of(batches: Sequence[Batch]) -> str:
+    """Return twelve digits of a digest of calibration samples."""
+    whole = hashlib.sha256()
+    for batch in batches:
+        conditions = batch.condition
+        tensors = [conditions] if isinstance(conditions, Tensor) else list(conditions.values())
+        for tensor in (batch.latents, batch.timestep, *tensors):
+            whole.update(tensor.cpu().double().numpy().tobytes())
+    return whole.hexdigest()[:12]
 
 
 def digest(text: str) -> str:

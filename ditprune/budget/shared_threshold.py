@@ -23,12 +23,13 @@ AT_REST = 1e-4
 
 @dataclass(frozen=True)
 class SharedThreshold(Budget):
-    """The sparsities at which a weight costs the same in every layer, after repair.
+    """The sparsities that fall out if one threshold decides in all layers while they are repaired.
 
     ALPS' iterations (Meng et al. 2024, arXiv 2406.07831) run in all layers at once, and one
-    threshold on the scaled weights decides in all of them: what a layer gives falls out. It takes
-    weights in units that mean the same everywhere, so a recipe with importance. All layers are in
-    memory together: about six float32 copies of the targets.
+    threshold on the scaled weights keeps the largest of the whole model. It takes weights in units
+    that mean the same everywhere, so a recipe with importance. Equal scaled weights cost unequally
+    where inputs are correlated unequally, so this is a rule that has proved good, and no optimum;
+    hence the limits. All layers are in memory together: about six float32 copies of the targets.
     """
 
     needs_gram: ClassVar[bool] = True
@@ -40,6 +41,14 @@ class SharedThreshold(Budget):
     penalty: float = 0.03
     """Where the penalty starts, relative to curvatures whose diagonal is 1."""
     max_iterations: int = 150
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be iterated."""
+        if self.max_deviation < 0 or self.damping < 0 or self.penalty <= 0:
+            raise ValueError(
+                "max_deviation and damping must not be negative and penalty must be positive; got "
+                f"{self.max_deviation}, {self.damping} and {self.penalty}"
+            )
 
     def wanted(self, scores: Scores, sparsity: float) -> Mapping[PruneTarget, float]:
         """Return the fraction of every layer below the threshold at which the masks rest."""

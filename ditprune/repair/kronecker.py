@@ -36,13 +36,23 @@ class KroneckerADMM(Repair):
     num_refinements: int = 60
     """Conjugate gradients after the mask is found."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be solved."""
+        if self.damping < 0 or self.penalty <= 0 or not 0 <= self.output_damping <= 1:
+            raise ValueError(
+                "damping must not be negative, penalty must be positive, output_damping a share "
+                f"in [0, 1]; got {self.damping}, {self.penalty} and {self.output_damping}"
+            )
+
     def solve(
         self, problem: LayerProblem, pools: Pools
     ) -> tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"]]:
         """Return the best weights found, and their mask."""
         damped = factorise(problem.hessian, self.damping)[0]
         identity = torch.eye(len(problem.weight), dtype=damped.dtype, device=damped.device)
-        outputs = identity if problem.outputs is None else problem.outputs.to(damped.device)
+        # Derivatives that are all zero say nothing of the channels.
+        unknown = problem.outputs is None or not problem.outputs.any()
+        outputs = identity if unknown else problem.outputs.to(damped.device)
         curvature = Curvature.of(damped, mixed(outputs, self.output_damping))
         goal = curvature.scaled(problem.weight)
         mask = self.find_mask(goal, problem.mask, curvature, pools)
