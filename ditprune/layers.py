@@ -44,14 +44,12 @@ def install_(model: nn.Module, target: PruneTarget, repaired: Repaired) -> None:
 @contextmanager
 def restoring(model: nn.Module, weights: Weights) -> Iterator[None]:
     """Give the layers their weights and biases back when the block ends."""
-    biases = {target: bias_of(model, target) for target in weights}
-    before = {target: weight.clone() for target, weight in weights.items()}
-    biases_before = {t: bias.clone() for t, bias in biases.items() if bias is not None}
+    before = [(weight, weight.clone()) for weight in weights.values()]
+    biases = [bias for target in weights if (bias := bias_of(model, target)) is not None]
+    before += [(bias, bias.detach().clone()) for bias in biases]
     try:
         yield
     finally:
         with torch.no_grad():
-            for target, weight in before.items():
-                weight_matrix(model, target).copy_(weight)
-            for target, values in biases_before.items():
-                biases[target].copy_(values)
+            for tensor, values in before:
+                tensor.copy_(values)

@@ -78,16 +78,20 @@ class Study:
         """Refuse a study of nothing."""
         if not self.methods or not self.seeds or not (self.sparsities or self.patterns):
             raise ValueError("a study needs methods, seeds, and sparsities or patterns")
-        for asked in (self.seeds, [name_of(s) for s in (*self.sparsities, *self.patterns)]):
+        for asked in (self.seeds, [name_of(s) for s in self.settings()]):
             if len(set(asked)) < len(asked):
                 raise ValueError(f"a study takes each setting and each seed once; got {asked}")
+
+    def settings(self) -> list[Setting]:
+        """Return the sparsities, then the patterns."""
+        return [*self.sparsities, *self.patterns]
 
     def cells(self) -> list[Cell]:
         """Return all cells, seed after seed."""
         return [
             Cell(method, name_of(setting), seed, at(recipe, setting))
             for seed in self.seeds
-            for setting in (*self.sparsities, *self.patterns)
+            for setting in self.settings()
             for method, recipe in self.methods.items()
         ]
 

@@ -50,9 +50,9 @@ class KroneckerADMM(Repair):
         """Return the best weights found, and their mask."""
         damped = factorise(problem.hessian, self.damping)[0]
         identity = torch.eye(len(problem.weight), dtype=damped.dtype, device=damped.device)
-        # Derivatives that are all zero say nothing of the channels.
-        unknown = problem.outputs is None or not problem.outputs.any()
-        outputs = identity if unknown else problem.outputs.to(damped.device)
+        outputs = identity if problem.outputs is None else problem.outputs.to(damped.device)
+        if not outputs.any():  # derivatives that are all zero say nothing of the channels
+            outputs = identity
         curvature = Curvature.of(damped, mixed(outputs, self.output_damping))
         goal = curvature.scaled(problem.weight)
         mask = self.find_mask(goal, problem.mask, curvature, pools)
