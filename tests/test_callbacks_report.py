@@ -69,7 +69,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_found_before_the_work(
     callbacks = [*pruning(), ReportCallback()]
     with pytest.raises(ValueError, match="cannot write to the run folder"):
         trainer(root, callbacks).validate(Project(tiny_dit), datamodule=Data(scheduler))
-    assert callbacks[0].scores is None
+    assert callbacks[0].evidence is None
 
 
 def test_a_fit_alone_writes_masks_and_model(tiny_dit, scheduler, tmp_path):
