@@ -17,12 +17,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerM
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from ditprune.calibration import (
-    Weights,
-    demand_samples,
-    evaluating,
-    single_samples,
-)
+from ditprune.calibration import Weights, demand_samples, evaluating, single_samples
 from ditprune.distributed import share_of_rank, sum_over_ranks
 from ditprune.families import Batch, Condition, Family
 from ditprune.families.base import join_conditions
@@ -79,7 +74,7 @@ class TrajectoryImportance:
         like = next(iter(weights.values()))
         samples = [sample.like(like) for sample in single_samples(batches)]
         demand_samples(bool(samples))
-        sums = {target: zeros(len(weight)) for target, weight in weights.items()}
+        sums = {target: zeros(len(weight), like.device) for target, weight in weights.items()}
         with evaluating(model):
             for ids in share_of_rank(chunks(self.num_trajectories)):
                 chosen = [samples[i % len(samples)] for i in ids]
@@ -212,16 +207,16 @@ def trajectory_norms(
     return logs.mean(0).exp().sqrt()
 
 
-def zeros(num_outputs: int) -> Float64[Tensor, "..."]:
+def zeros(num_outputs: int, device: torch.device) -> Float64[Tensor, "..."]:
     """Return nothing yet: a matrix, or a diagonal where a matrix would take too much."""
     shape = (num_outputs, num_outputs) if num_outputs <= MAX_OUTPUTS else (num_outputs,)
-    return torch.zeros(shape, dtype=torch.float64)
+    return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def products(gradient: Float[Tensor, "rows tokens out"], ndim: int) -> Float64[Tensor, "..."]:
     """Return the products of the derivatives by every pair of channels, or their squares."""
     tokens = gradient.flatten(0, 1).float()
-    return (tokens.T @ tokens if ndim == 2 else tokens.square().sum(0)).double().cpu()
+    return (tokens.T @ tokens if ndim == 2 else tokens.square().sum(0)).double()
 
 
 def whole(total: Float64[Tensor, "..."]) -> Importance:
