@@ -106,6 +106,15 @@ def most_of(num_weights: int, max_sparsity: float) -> int:
     return math.floor(num_weights * max_sparsity + ROUNDING)
 
 
+def around(
+    num_weights: int, sparsity: float, max_deviation: float, max_sparsity: float
+) -> tuple[int, int]:
+    """Return the least and the most that a layer may give, near the sparsity of the whole."""
+    most = min(sparsity + max_deviation, max_sparsity)
+    least = min(max(sparsity - max_deviation, 0.0), most)
+    return most_of(num_weights, least), most_of(num_weights, most)
+
+
 def apportion(
     wanted: Mapping[PruneTarget, float],
     sizes: Mapping[PruneTarget, int],

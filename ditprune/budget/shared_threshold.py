@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.activations import ActivationStats
-from ditprune.budget.base import Budget, most_of
+from ditprune.budget.base import Budget, around
 from ditprune.budget.whole_model import below_common_threshold
 from ditprune.granularity.layer import layer_pools
-from ditprune.repair.admm import GROWTH, ITERATIONS_PER_PENALTY, Spectrum
+from ditprune.repair.admm import ITERATIONS_PER_PENALTY, Spectrum, growth_at
 from ditprune.repair.factors import factorise
 from ditprune.saliency import Scores
 from ditprune.targets import PruneTarget
@@ -57,7 +57,10 @@ class SharedThreshold(Budget):
             for target in scores
         }
         sizes = {target: layer.goal.numel() for target, layer in layers.items()}
-        bounds = {target: self.bounds(size, sparsity) for target, size in sizes.items()}
+        bounds = {
+            target: around(size, sparsity, self.max_deviation, self.max_sparsity)
+            for target, size in sizes.items()
+        }
         given = self.iterate(layers, bounds, round(sparsity * sum(sizes.values())))
         return {target: given[target] / sizes[target] for target in sizes}
 
@@ -83,14 +86,8 @@ class SharedThreshold(Budget):
                 share = sum(layer.exchanged_() for layer in layers.values()) / total
                 if share < AT_REST:
                     break
-                penalty *= next(factor for least, factor in GROWTH if share >= least)
+                penalty *= growth_at(share)
         return given
-
-    def bounds(self, num_weights: int, sparsity: float) -> tuple[int, int]:
-        """Return the least and the most that a layer may give."""
-        most = min(sparsity + self.max_deviation, self.max_sparsity)
-        least = min(max(sparsity - self.max_deviation, 0.0), most)
-        return most_of(num_weights, least), most_of(num_weights, most)
 
 
 @dataclass
@@ -116,7 +113,7 @@ class JointLayer:
         scale = hessian.diagonal().sqrt()
         curvature = hessian / scale.outer(scale)
         goal = weight * scale
-        spectrum = Spectrum(*(part.float() for part in torch.linalg.eigh(curvature)))
+        spectrum = Spectrum.of(curvature)
         start, everything = goal.float(), torch.ones_like(goal, dtype=torch.bool)
         zeros = torch.zeros_like(start)
         wanted = (goal @ curvature).float()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ditprune.activations import ActivationStats
-from ditprune.budget.base import Budget, most_of
+from ditprune.budget.base import Budget, around
 from ditprune.budget.whole_model import below_common_threshold
 from ditprune.saliency import OBD, Saliency, Scores
 from ditprune.targets import PruneTarget
@@ -36,15 +36,12 @@ class WaterFilling(Budget):
         """Return the fraction of every layer below the water."""
         energies = Scores(RelativeEnergy(), scores.weights, scores.stats)
         sizes = {target: scores.weights[target].numel() for target in scores}
-        bounds = {target: self.bounds(size, sparsity) for target, size in sizes.items()}
+        bounds = {
+            target: around(size, sparsity, self.max_deviation, self.max_sparsity)
+            for target, size in sizes.items()
+        }
         given = below_common_threshold(energies, bounds, round(sparsity * sum(sizes.values())))
         return {target: given[target] / sizes[target] for target in sizes}
-
-    def bounds(self, num_weights: int, sparsity: float) -> tuple[int, int]:
-        """Return the least and the most that a layer may give."""
-        most = min(sparsity + self.max_deviation, self.max_sparsity)
-        least = min(max(sparsity - self.max_deviation, 0.0), most)
-        return most_of(num_weights, least), most_of(num_weights, most)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """ALPS (Meng et al. 2024, arXiv 2406.07831): the mask and the weights, found together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from ditprune.repair.least_squares import least_squares
 ITERATIONS_PER_PENALTY = 3
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 """The share of the kept weights that was exchanged, and by what the penalty grows then."""
+
+Solve = Callable[[Tensor, float], Tensor]
+"""From a right side [out, in] and a penalty to what the curvature plus it maps there."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Spectrum(NamedTuple):
     values: Float32[Tensor, " in"]
     vectors: Float32[Tensor, "in in"]
 
+    @classmethod
+    def of(cls, curvature: Float64[Tensor, "in in"]) -> "Spectrum":
+        """Decompose the scaled H."""
+        return cls(*(part.float() for part in torch.linalg.eigh(curvature)))
+
     def solve(self, right: Float32[Tensor, "out in"], penalty: float) -> Float32[Tensor, "out in"]:
         """Return right (H + penalty)^-1."""
         return (right @ self.vectors / (self.values + penalty)) @ self.vectors.T
@@ -77,16 +86,38 @@ def stable_mask(
     penalty: float,
     max_iterations: int,
 ) -> Bool[Tensor, "out in"]:
-    """Return the mask once it outlasts `ITERATIONS_PER_PENALTY` iterations, or the last one."""
+    """Return the mask of ADMM on tr (W - W') H (W - W')^T, in columns scaled by sqrt(diag H)."""
     scale = hessian.diagonal().sqrt()
     curvature = hessian / scale.outer(scale)
-    spectrum = Spectrum(*(part.float() for part in torch.linalg.eigh(curvature)))
-    wanted = (weight * scale @ curvature).float()
-    sparse = (weight * scale).float().masked_fill(~mask, 0)
-    dual = torch.zeros_like(sparse)
-    before = mask
+    goal, spectrum = weight * scale, Spectrum.of(curvature)
+    wanted = (goal @ curvature).float()
+    return resting_mask(goal.float(), wanted, mask, spectrum.solve, pools, penalty, max_iterations)
+
+
+def resting_mask(
+    goal: Float32[Tensor, "out in"],
+    wanted: Float32[Tensor, "out in"],
+    mask: Bool[Tensor, "out in"],
+    solve: Solve,
+    pools: Pools,
+    penalty: float,
+    max_iterations: int,
+) -> Bool[Tensor, "out in"]:
+    """Return the mask once it outlasts `ITERATIONS_PER_PENALTY` iterations, or the last one.
+
+    Args:
+        goal: the dense weights, scaled to a curvature of ones.
+        wanted: the curvature times the goal.
+        mask: where to start from.
+        solve: inverts the curvature plus a penalty.
+        pools: what every mask comes back to.
+        penalty: the first one.
+        max_iterations: after which the mask is taken as it is.
+    """
+    sparse = goal.masked_fill(~mask, 0)
+    dual, before = torch.zeros_like(sparse), mask
     for iteration in range(1, max_iterations + 1):
-        full = spectrum.solve(wanted - dual + penalty * sparse, penalty)
+        full = solve(wanted - dual + penalty * sparse, penalty)
         pulled = full + dual / penalty
         mask = pools.keep(pulled.abs())
         sparse = pulled.masked_fill(~mask, 0)
@@ -102,4 +133,9 @@ def stable_mask(
 def growth(before: Bool[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> float:
     """Return by how much the penalty grows: the slower, the fewer weights were exchanged."""
     exchanged = (mask & ~before).sum().item() / max(mask.sum().item(), 1)
+    return growth_at(exchanged)
+
+
+def growth_at(exchanged: float) -> float:
+    """Return by how much the penalty grows after a share of the weights was exchanged."""
     return next(factor for share, factor in GROWTH if exchanged >= share)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from ditprune.granularity import Pools
-from ditprune.repair.admm import ITERATIONS_PER_PENALTY, growth
+from ditprune.repair.admm import resting_mask
 from ditprune.repair.base import LayerProblem, Repair
 from ditprune.repair.factors import factorise
 from ditprune.repair.least_squares import least_squares
@@ -68,22 +68,10 @@ class KroneckerADMM(Repair):
         pools: Pools,
     ) -> Bool[Tensor, "out in"]:
         """Return the mask at which the iterations come to rest."""
-        spectrum = Spectrum.of(curvature)
-        wanted = curvature.times(goal).float()
-        sparse = goal.float().masked_fill(~mask, 0)
-        dual, before, penalty = torch.zeros_like(sparse), mask, self.penalty
-        for iteration in range(1, self.max_iterations + 1):
-            full = spectrum.solve(wanted - dual + penalty * sparse, penalty)
-            pulled = full + dual / penalty
-            mask = pools.keep(pulled.abs())
-            sparse = pulled.masked_fill(~mask, 0)
-            dual += penalty * (full - sparse)
-            if iteration % ITERATIONS_PER_PENALTY == 0:
-                if torch.equal(mask, before):
-                    break
-                penalty *= growth(before, mask)
-                before = mask
-        return mask
+        spectrum, wanted = Spectrum.of(curvature), curvature.times(goal).float()
+        return resting_mask(
+            goal.float(), wanted, mask, spectrum.solve, pools, self.penalty, self.max_iterations
+        )
 
 
 class Curvature(NamedTuple):
