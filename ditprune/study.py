@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -144,18 +144,20 @@ def run(study: Study, bench: Bench) -> list[Result]:
                 "model's scheduler, an attribute of the LightningModule; or give importance: null"
             )
     results = []
+    samples = lru_cache(maxsize=1)(lambda seed: list(bench.samples(seed)))
     with Progress(disable=rank() > 0) as progress:
         task = progress.add_task("study", total=len(study.cells()))
         for cell in study.cells():
             progress.update(task, description=f"{cell.method}, {cell.setting}, seed {cell.seed}")
-            results.append(result_of(cell, study.with_gram(), bench, weights))
+            results.append(result_of(cell, study.with_gram(), bench, weights, samples(cell.seed)))
             progress.advance(task)
     return results
 
 
-def result_of(cell: Cell, with_gram: bool, bench: Bench, weights: Weights) -> Result:
+def result_of(
+    cell: Cell, with_gram: bool, bench: Bench, weights: Weights, batches: Sequence[Batch]
+) -> Result:
     """Return the result of one cell: from its file, or else from a run of it."""
-    batches = list(bench.samples(cell.seed))
     path = bench.folder / "cells" / file_name(cell, bench, weights, batches)
     known = on_first_rank(partial(read_result, path))
     if known is not None:
