@@ -1,5 +1,6 @@
 """Turns scores into masks, applies them, and sees that they hold."""
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ditprune.calibration import Weights
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
+from ditprune.clustered import ClusteredLayer, telling
 from ditprune.decision import decide, demand_attainable, scores_of
 from ditprune.distributed import on_first_rank
 from ditprune.granularity import Granularity
@@ -31,6 +33,8 @@ class GranularityCallback(BeforeCalibration):
     """Which weights stay, once decided."""
     plan: Plan | None = None
     """What every layer gave, once decided."""
+    clustered: Sequence[ClusteredLayer] = ()
+    """A few layers with the clusters found in them, once decided."""
     repair_seconds: float = 0.0
 
     def __init__(
@@ -130,8 +134,9 @@ class GranularityCallback(BeforeCalibration):
         evidence, weights = pruner.evidence, target_weights(model, pruner.family)
         assert evidence is not None
         recipe = settle(model, pruner.batches(trainer), pruner.family, weights, recipe)
-        variations = row_variations(scores_of(evidence, weights, recipe))
-        pools = decide(evidence, weights, recipe)
+        scores = scores_of(evidence, weights, recipe)
+        variations, pools = row_variations(scores), decide(evidence, weights, recipe)
+        self.clustered = telling(scores, pools, variations)  # the scores are gone with the weights
         outcome = carry_out_(
             model, pruner.batches(trainer), pruner.family, weights, evidence, pools, recipe
         )

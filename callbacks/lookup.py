@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import lightning as L
-from torch import nn
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -36,18 +35,6 @@ def demand_callback(trainer: L.Trainer, kind: type[C]) -> C:
             f"EvaluationCallback, and there are {[type(c).__name__ for c in callbacks_of(trainer)]}"
         )
     return found
-
-
-def find_module(pl_module: L.LightningModule, path: str) -> nn.Module:
-    """Return a submodule by its dotted path, or raise a ValueError that lists what there is."""
-    try:
-        return pl_module.get_submodule(path)
-    except AttributeError as error:
-        children = ", ".join(name for name, _ in pl_module.named_children())
-        raise ValueError(
-            f"{type(pl_module).__name__} has no module {path!r}; PruneCallback(module=...) takes "
-            f"the path of the transformer, and there are: {children or 'none'}"
-        ) from error
 
 
 def run_folder(trainer: L.Trainer) -> Path:

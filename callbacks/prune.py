@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import nn
 
@@ -21,11 +22,12 @@ from ditprune.calibration import (
 )
 from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
 from ditprune.callbacks.calibration_fit import demand_whole_weights, without_training
-from ditprune.callbacks.lookup import callbacks_of, find_module, run_folder
+from ditprune.callbacks.lookup import callbacks_of, run_folder
 from ditprune.decision import Evidence
 from ditprune.distributed import rank
-from ditprune.families import Batch, DiT, Family
-from ditprune.importance import Importance, TrajectoryImportance
+from ditprune.families import Batch, Family
+from ditprune.find import Found, demand_family, find_transformer
+from ditprune.importance import Importance, ImportanceMeasure
 from ditprune.layers import target_weights
 from ditprune.pipeline import measure_importance
 from ditprune.saliency import Energy, Saliency
@@ -52,30 +54,34 @@ class PruneCallback(BeforePruning):
     evidence: Evidence | None = None
     """What the calibration tells, once it has run."""
     calibration_seconds: float = 0.0
+    importance_seconds: float = 0.0
+    """Of these, what it took to measure importance."""
 
     def __init__(
         self,
-        family: Family = DiT(),
+        family: Family | None = None,
         saliency: Saliency = Energy(),
         num_timestep_bins: int = 10,
         timestep_weighting: TimestepWeighting = Even(),
-        importance: TrajectoryImportance | None = None,
-        module: str = "transformer",
+        importance: ImportanceMeasure | None = None,
+        module: str | None = None,
         stats: str | None = None,
     ) -> None:
         """Choose what to collect.
 
         Args:
-            family: where the transformer's layers are and how to call it.
+            family: where the transformer's layers are and how to call it; None is the one of
+                the transformer's class.
             saliency: what a weight is worth.
             num_timestep_bins: parts of the noise schedule whose energies are kept apart.
             timestep_weighting: how much samples at each level of noise count.
             importance: measures how far errors of each layer's outputs move the images; None
                 weighs all errors alike.
-            module: path of the transformer inside the LightningModule.
+            module: dotted path of the transformer inside the LightningModule, or of one inside
+                a pipeline that it holds; None finds it.
             stats: run folder whose calibration is used again, in place of another one.
         """
-        self.family = family
+        self._family = family
         self.saliency = saliency
         self.observation = Observation(num_timestep_bins, timestep_weighting, saliency.needs_gram)
         self.importance = importance
@@ -83,9 +89,22 @@ class PruneCallback(BeforePruning):
         self.stats = stats
         self._cleanup = ExitStack()
 
+    @property
+    def family(self) -> Family:
+        """Where the transformer's layers are; known from the calibration on, if it was not told."""
+        if self._family is None:
+            raise RuntimeError("the family is found with the transformer, which was not looked for")
+        return self._family
+
     def transformer(self, pl_module: L.LightningModule) -> nn.Module:
         """Return the module that is pruned."""
-        return find_module(pl_module, self.module)
+        return self.found(pl_module).model
+
+    def found(self, pl_module: L.LightningModule) -> Found:
+        """Return the module that is pruned, and its path; see what family it is of."""
+        found = find_transformer(pl_module, self.module)
+        self._family = self._family or demand_family(found)
+        return found
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check what can be checked at once; turn a fit into a calibration."""
@@ -118,27 +137,19 @@ class PruneCallback(BeforePruning):
             return
         start = perf_counter()
         with torch.inference_mode(False):
-            model = self.transformer(pl_module)
-            weights = target_weights(model, self.family)
+            found = self.found(pl_module)
+            rank_zero_info(f"pruning {found}, by {self.family}")
+            weights = target_weights(found.model, self.family)
             for callback in callbacks_of(trainer):
                 if isinstance(callback, BeforeCalibration):
                     callback.before_calibration(weights)
                     self._observe_grams(callback.needs_gram)
             self.evidence = (
-                self._load(weights) if self.stats else self._calibrate(trainer, pl_module, weights)
+                load_evidence(Path(self.stats), weights, self.observation, self.importance)
+                if self.stats
+                else self._calibrate(trainer, pl_module, weights)
             )
         self.calibration_seconds = perf_counter() - start
-
-    def _load(self, weights: Weights) -> Evidence:
-        evidence = load_evidence(Path(self.stats or ""), weights, self.observation)
-        if self.importance is None:
-            return replace(evidence, importance={})
-        if not evidence.importance:
-            raise ValueError(
-                f"the calibration of {self.stats} measured no importance, and it is asked for: "
-                "calibrate again, or set importance: null"
-            )
-        return evidence
 
     def _calibrate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, weights: Weights
@@ -150,7 +161,7 @@ class PruneCallback(BeforePruning):
         evidence = Evidence(stats, importance)
         folder = run_folder(trainer)
         if rank() == 0:
-            save_evidence(folder, evidence, weights, self.observation)
+            save_evidence(folder, evidence, weights, self.observation, self.importance)
         return evidence
 
     def _observe_grams(self, needed: bool) -> None:
@@ -161,8 +172,12 @@ class PruneCallback(BeforePruning):
         self, trainer: L.Trainer, pl_module: L.LightningModule, weights: Weights
     ) -> Mapping[PruneTarget, Importance]:
         model, batches = self.transformer(pl_module), self.batches(trainer)
-        scheduler = getattr(pl_module, "scheduler", None)
-        return measure_importance(model, batches, self.family, weights, self.importance, scheduler)
+        scheduler, start = getattr(pl_module, "scheduler", None), perf_counter()
+        importance = measure_importance(
+            model, batches, self.family, weights, self.importance, scheduler
+        )
+        self.importance_seconds = perf_counter() - start
+        return importance
 
     def batches(self, trainer: L.Trainer) -> Iterable[Batch]:
         """Return the calibration samples, as often as asked."""

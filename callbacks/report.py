@@ -3,6 +3,7 @@
 import importlib.metadata
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -19,8 +20,11 @@ from ditprune.callbacks.lookup import demand_callback, find_callback, run_folder
 from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import barrier, rank
 from ditprune.export import save_pruned
+from ditprune.importance import Importance
+from ditprune.plots import save_clusters, save_importance_figure
 from ditprune.report import PruneReport
-from ditprune.tensorboard import write_layers, write_pairs
+from ditprune.targets import PruneTarget
+from ditprune.tensorboard import write_clusters, write_importance, write_layers, write_pairs
 
 PACKAGES = ("ditprune", "torch", "lightning", "diffusers")
 
@@ -29,8 +33,9 @@ class ReportCallback(L.Callback):
     """Writes the run folder when a fit or a validation has pruned.
 
     `report.md` and `report.json`; `masks.safetensors`; the pruned model in diffusers' layout,
-    dense with zeros, with `pruning_config.json` beside its weights; TensorBoard's scalars,
-    figures, image pairs and hyperparameters.
+    dense with zeros, with `pruning_config.json` beside its weights; where a granularity grouped
+    rows, heat maps with the clusters; where importance was measured, a figure of it; TensorBoard's
+    scalars, figures, image pairs and hyperparameters.
     """
 
     report: PruneReport | None = None
@@ -57,6 +62,8 @@ class ReportCallback(L.Callback):
         if rank() == 0:
             self.report.save(folder)
             self._save_model(trainer, pl_module, folder)
+            save_clusters(demand_callback(trainer, GranularityCallback).clustered, folder)
+            save_importance_figure(importance_of(trainer), folder)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     self._log(trainer, logger)
@@ -69,7 +76,8 @@ class ReportCallback(L.Callback):
         assert masks is not None
         assert self.report is not None
         config = self.report.pruning_config()
-        save_pruned(pruner.transformer(pl_module), masks, config, folder, pruner.module)
+        found = pruner.found(pl_module)
+        save_pruned(found.model, masks, config, folder, found.path.rpartition(".")[2])
         scheduler = getattr(pl_module, "scheduler", None)
         if isinstance(scheduler, SchedulerMixin):
             with writing_folder(folder / "scheduler") as draft:
@@ -78,6 +86,8 @@ class ReportCallback(L.Callback):
     def _log(self, trainer: L.Trainer, logger: TensorBoardLogger) -> None:
         assert self.report is not None
         write_layers(logger.experiment, self.report)
+        write_clusters(logger.experiment, demand_callback(trainer, GranularityCallback).clustered)
+        write_importance(logger.experiment, importance_of(trainer))
         evaluation = find_callback(trainer, EvaluationCallback)
         if evaluation and evaluation.pruned_samples and evaluation.dense_samples:
             seed = evaluation.seeds[0]
@@ -102,6 +112,7 @@ class ReportCallback(L.Callback):
             pruned=(evaluation and evaluation.pruned) or {},
             cost={
                 "calibration, s": pruner.calibration_seconds,
+                "of which importance, s": pruner.importance_seconds,
                 "pruning, s": granularity.repair_seconds,
                 "sampling, s": evaluation.sampling_seconds if evaluation else 0.0,
                 "peak memory, MiB": peak_memory(),
@@ -109,6 +120,13 @@ class ReportCallback(L.Callback):
                 **{package: importlib.metadata.version(package) for package in PACKAGES},
             },
         )
+
+
+def importance_of(trainer: L.Trainer) -> Mapping[PruneTarget, Importance]:
+    """Return what was measured of it: nothing, where that was not asked for."""
+    evidence = demand_callback(trainer, PruneCallback).evidence
+    assert evidence is not None
+    return evidence.importance
 
 
 def peak_memory() -> float:

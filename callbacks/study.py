@@ -12,9 +12,12 @@ from rich.markdown import Markdown
 
 from ditprune.atomic import demand_writable
 from ditprune.callbacks.evaluate import EvaluationCallback
-from ditprune.callbacks.lookup import demand_callback, find_module, run_folder
+from ditprune.callbacks.granularity import GranularityCallback
+from ditprune.callbacks.lookup import callbacks_of, demand_callback, run_folder
+from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import barrier, rank
-from ditprune.families import Batch, DiT, Family
+from ditprune.families import Batch, Family
+from ditprune.find import demand_family, find_transformer
 from ditprune.granularity import NofM
 from ditprune.plots import save_curves
 from ditprune.recipe import Recipe
@@ -47,8 +50,8 @@ class StudyCallback(L.Callback):
         sparsities: Sequence[float] = (0.5,),
         patterns: Sequence[NofM] = (),
         calibration_seeds: Sequence[int] = (0, 1, 2),
-        family: Family = DiT(),
-        module: str = "transformer",
+        family: Family | None = None,
+        module: str | None = None,
     ) -> None:
         """Choose what is compared.
 
@@ -58,8 +61,10 @@ class StudyCallback(L.Callback):
             patterns: N:M patterns at which each method is run, in place of its granularity.
             calibration_seeds: of the calibration samples; tables give mean and standard
                 deviation over them.
-            family: where the transformer's layers are and how to call it.
-            module: path of the transformer inside the LightningModule.
+            family: where the transformer's layers are and how to call it; None is the one of
+                the transformer's class.
+            module: dotted path of the transformer inside the LightningModule, or of one inside
+                a pipeline that it holds; None finds it.
         """
         self.study = Study(methods, tuple(sparsities), tuple(patterns), tuple(calibration_seeds))
         self.family = family
@@ -67,6 +72,7 @@ class StudyCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check what can be checked before the long work."""
+        demand_dense_model(trainer, stage)
         demand_callback(trainer, EvaluationCallback)
         self._source(trainer)
         folder = run_folder(trainer)
@@ -84,6 +90,7 @@ class StudyCallback(L.Callback):
             dense=evaluation.dense or {},
             num_samples=evaluation.num_samples,
             features=evaluation.extractor.name,
+            balances=self.study.balances(),
         )
         folder = run_folder(trainer)
         if rank() == 0:
@@ -98,10 +105,10 @@ class StudyCallback(L.Callback):
     def _bench(
         self, trainer: L.Trainer, pl_module: L.LightningModule, evaluation: EvaluationCallback
     ) -> Bench:
-        source = self._source(trainer)
+        source, found = self._source(trainer), find_transformer(pl_module, self.module)
         return Bench(
-            model=find_module(pl_module, self.module),
-            family=self.family,
+            model=found.model,
+            family=self.family or demand_family(found),
             scheduler=getattr(pl_module, "scheduler", None),
             samples=lambda seed: source.calibration_dataloader(seed=seed),
             measure=lambda: evaluation.measure_pruned(trainer, pl_module),
@@ -118,6 +125,23 @@ class StudyCallback(L.Callback):
                 f"calibration_dataloader(seed), and {type(source).__name__} has none"
             )
         return source
+
+
+def demand_dense_model(trainer: L.Trainer, stage: str) -> None:
+    """Raise a ValueError if something else would change the model that all methods start from."""
+    if stage != "validate":
+        raise ValueError(
+            "a study takes the model as it is and trains nothing: it runs in trainer.validate "
+            "(`ditprune study`), and this is trainer." + stage
+        )
+    others = (PruneCallback, GranularityCallback)
+    found = [type(c).__name__ for c in callbacks_of(trainer) if isinstance(c, others)]
+    if found:
+        raise ValueError(
+            "a study prunes the dense model itself, by each of its methods, and the trainer has "
+            f"{' and '.join(found)} too, which would prune it once more: leave them out, and make "
+            "their recipe one of the methods"
+        )
 
 
 def takes_seed(source: SeededCalibrationSource) -> bool:

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor, nn
 
-from ditprune.calibration import Weights, calibrate, evaluating, single_samples
+from ditprune.calibration import Weights, calibrate, single_samples
 from ditprune.decision import Evidence, decide
 from ditprune.families import Batch, Family
 from ditprune.layers import restoring
 from ditprune.masks import MaskSet
+from ditprune.prediction import Judge
 from ditprune.recipe import Recipe
 from ditprune.saliency import Energy, Scores
 from ditprune.saliency.energy import SearchedEnergy
@@ -80,22 +81,14 @@ def alpha_curve(
             f"{len(samples)}: give more, or choose Energy's exponents yourself"
         )
     stats = calibrate(model, others, family, weights, recipe.observation)
-    like = next(iter(weights.values()))
-    inputs = [sample.like(like) for sample in held_out]
-    with evaluating(model):
-        dense = [family.predict(model, sample) for sample in inputs]
-        rows = []
-        for alpha in alphas:
-            tried = replace(recipe, saliency=Energy(1.0, alpha), repair=None)
-            with restoring(model, weights):
-                masks(weights, Evidence(stats), tried).apply_(model)
-                rows.append(
-                    [
-                        relative(family.predict(model, sample), expected)
-                        for sample, expected in zip(inputs, dense, strict=True)
-                    ]
-                )
-    return AlphaCurve(tuple(alphas), torch.tensor(rows, dtype=torch.float64))
+    judge = Judge.of(model, held_out, family, next(iter(weights.values())))
+    errors = []
+    for alpha in alphas:
+        tried = replace(recipe, saliency=Energy(1.0, alpha), repair=None)
+        with restoring(model, weights):
+            masks(weights, Evidence(stats), tried).apply_(model)
+            errors.append(judge.errors(model))
+    return AlphaCurve(tuple(alphas), torch.stack(errors))
 
 
 def masks(weights: Weights, evidence: Evidence, recipe: Recipe) -> MaskSet:
@@ -103,8 +96,3 @@ def masks(weights: Weights, evidence: Evidence, recipe: Recipe) -> MaskSet:
     scores = Scores(recipe.saliency, weights, evidence.stats)
     pools = decide(evidence, weights, recipe)
     return MaskSet({target: pools[target].keep(scores[target]) for target in weights})
-
-
-def relative(prediction: Float[Tensor, "..."], dense: Float[Tensor, "..."]) -> float:
-    """Return |f_pruned - f|^2 / |f|^2."""
-    return ((prediction - dense).double().square().sum() / dense.double().square().sum()).item()

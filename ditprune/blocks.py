@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -30,20 +31,49 @@ Layers = Mapping[PruneTarget, Tensor]
 
 
 @dataclass(frozen=True)
+class Link:
+    """One block of a model."""
+
+    layers: list[Layers]
+    """Its target weights, layer after layer; layers of one input together."""
+    siblings: str
+    """The name of the list it is in."""
+    num_calls: int
+    """How often one prediction calls it."""
+
+
+Heard = Mapping[str, Answers]
+"""What was said last for one sample, by the blocks of each list."""
+
+
+@dataclass(frozen=True)
 class Chain:
     """The blocks of a model, in the order in which it calls them."""
 
-    blocks: dict[nn.Module, list[Layers]]
-    """The target weights of each block, layer after layer; layers of one input together."""
-    num_calls: int
-    """How often one prediction calls each block."""
+    blocks: dict[nn.Module, Link]
     closed: bool
-    """Whether a block hears of the blocks before it only by the answer of the last of them."""
+    """Whether a block hears of earlier ones only by the last answer of each list of blocks.
 
-    def before(self, block: nn.Module) -> list[nn.Module]:
-        """Return the blocks that need not run again for this one."""
-        order = list(self.blocks)
-        return order[: order.index(block)] if self.closed else []
+    There is one list as a rule; or double and single blocks, or refiners of noise and context,
+    and then each of those lists may be heard."""
+
+    def ask(self, block: nn.Module, call: Callable[[], object], heard: Heard) -> Heard:
+        """Return what was said last, after a block has answered; those before it only repeat."""
+        link = self.blocks[block]
+        with self.repeating(block, heard):
+            answers = answers_of(block, link.num_calls, call)
+        return {**heard, link.siblings: answers}
+
+    @contextmanager
+    def repeating(self, block: nn.Module, heard: Heard) -> Iterator[None]:
+        """Let the blocks before one repeat what was heard, if that is all the model listens to."""
+        earlier = list(takewhile(lambda other: other is not block, self.blocks))
+        with ExitStack() as stack:
+            for other in earlier if self.closed else []:
+                device = next(other.parameters()).device
+                again = repeat(heard[self.blocks[other].siblings], device)
+                stack.enter_context(replacing_forward(other, again))
+            yield
 
     def demand_closed(self) -> None:
         """Raise a ValueError if the dense model cannot be followed beside the pruned one."""
@@ -95,28 +125,28 @@ class Walk:
 
     def dense(self) -> Iterator[Stats]:
         """Yield the statistics of every block, all its layers at once."""
-        answers: list[Answers] = [[] for _ in self.samples]
-        for block, layers in self.chain.blocks.items():
-            stats = self.observation.empty({t: w for part in layers for t, w in part.items()})
-            heard = []
-            for sample, before in zip(self.samples, answers, strict=True):
+        heard: list[Heard] = [{} for _ in self.samples]
+        for block, link in self.chain.blocks.items():
+            stats = self.observation.empty({t: w for part in link.layers for t, w in part.items()})
+            after = []
+            for sample, before in zip(self.samples, heard, strict=True):
                 with self.observation.of(sample, self.model, stats):
-                    heard.append(self.ask(block, sample, before))
-            answers = heard
+                    after.append(self.ask(block, sample, before))
+            heard = after
             yield finish_(stats)
 
     def pruned(self, with_dense: bool) -> Iterator[Stats]:
         """Yield the statistics of every layer, after what was done to those before it."""
         if with_dense:
             self.chain.demand_closed()
-        answers: list[Answers] = [[] for _ in self.samples]
-        dense_answers = answers
-        for block, layers in self.chain.blocks.items():
+        heard: list[Heard] = [{} for _ in self.samples]
+        dense_heard = heard
+        for block, link in self.chain.blocks.items():
             dense_block = copy.deepcopy(block) if with_dense else block
-            for targets in layers:
+            for targets in link.layers:
                 stats = self.observation.empty(targets, with_dense)
                 for sample, before, dense_before in zip(
-                    self.samples, answers, dense_answers, strict=True
+                    self.samples, heard, dense_heard, strict=True
                 ):
                     dense: list[Tensor] = []
                     if with_dense:
@@ -128,18 +158,17 @@ class Walk:
                 yield finish_(stats)
             if with_dense:
                 with standing_in(block, dense_block):
-                    dense_answers = self.ask_all(block, dense_answers)
-            answers = self.ask_all(block, answers)
+                    dense_heard = self.ask_all(block, dense_heard)
+            heard = self.ask_all(block, heard)
 
-    def ask_all(self, block: nn.Module, answers: Sequence[Answers]) -> list[Answers]:
-        """Return what a block answers to every sample, given the answers of the one before."""
-        pairs = zip(self.samples, answers, strict=True)
+    def ask_all(self, block: nn.Module, heard: Sequence[Heard]) -> list[Heard]:
+        """Return what was said last, for every sample, after a block has answered."""
+        pairs = zip(self.samples, heard, strict=True)
         return [self.ask(block, sample, before) for sample, before in pairs]
 
-    def ask(self, block: nn.Module, sample: Batch, before: Answers) -> Answers:
-        """Return what a block answers to one sample."""
-        with repeating(self.chain.before(block), before):
-            return answers_of(block, self.chain.num_calls, partial(self.predict, sample))
+    def ask(self, block: nn.Module, sample: Batch, before: Heard) -> Heard:
+        """Return what was said last, for one sample, after a block has answered."""
+        return self.chain.ask(block, partial(self.predict, sample), before)
 
 
 def finish_(stats: Stats) -> Stats:
@@ -161,34 +190,53 @@ def survey(model: nn.Module, call: Callable[[], Tensor], weights: Weights) -> Ch
         for t in weights
     ]
     try:
-        prediction = call()
+        call()
     finally:
         for handle in handles:
             handle.remove()
     demand_called([name for name, block in blocks.items() if block not in heard])
-    *earlier, last = heard
-    with repeating(earlier, heard[earlier[-1]] if earlier else []):
-        closed = torch.equal(call(), prediction)
-    layers = by_input(inputs, weights)
     names = {block: name for name, block in blocks.items()}
-    return Chain(
-        {b: [g for g in layers if next(iter(g)).block_name == names[b]] for b in heard},
-        len(heard[last]),
-        closed,
-    )
+    layers = by_input(inputs, weights)
+    links = {
+        block: Link(
+            [group for group in layers if next(iter(group)).block_name == names[block]],
+            names[block].rpartition(".")[0],
+            len(answers),
+        )
+        for block, answers in heard.items()
+    }
+    chain = Chain(links, closed=True)
+    return replace(chain, closed=is_closed(chain, call, heard))
+
+
+def is_closed(
+    chain: Chain, call: Callable[[], object], answers: Mapping[nn.Module, Answers]
+) -> bool:
+    """Tell if every block answers the same when those before it only repeat what was said last."""
+    heard: Heard = {}
+    for block, expected in answers.items():
+        try:
+            heard = chain.ask(block, call, heard)
+        except Exception:  # it ran before: what it stumbles over is that it hears something else
+            return False
+        if not same(heard[chain.blocks[block].siblings], expected):
+            return False
+    return True
 
 
 def by_input(inputs: Sequence[tuple[PruneTarget, Tensor]], weights: Weights) -> list[Layers]:
     """Group the layers in the order of their calls: those called with one tensor together."""
     groups: list[dict[PruneTarget, Tensor]] = []
-    last_input, seen = None, set()
+    last: tuple[str, Tensor] | None = None
+    seen = set()
     for target, x in inputs:
         if target in seen:
             continue
-        if x is not last_input:
+        # Cross-attentions of all blocks hear the same text; statistics come block by block.
+        if last is None or x is not last[1] or target.block_name != last[0]:
             groups.append({})
         groups[-1][target] = weights[target]
-        last_input = x
+        last = target.block_name, x
         seen.add(target)
     return list(groups)
 
@@ -216,7 +264,7 @@ def demand_called(missing: Sequence[str]) -> None:
 
 def relative(block: nn.Module, target: PruneTarget) -> nn.Module:
     """Return a layer in a copy of its block."""
-    return block.get_submodule(target.name.removeprefix(target.block_name).lstrip("."))
+    return block.get_submodule(target.place)
 
 
 @contextmanager
@@ -249,16 +297,6 @@ def answers_of(block: nn.Module, num_calls: int, call: Callable[[], object]) -> 
     finally:
         handle.remove()
     return answers
-
-
-@contextmanager
-def repeating(blocks: Sequence[nn.Module], answers: Answers) -> Iterator[None]:
-    """Let blocks repeat answers, one for each call, in place of running."""
-    with ExitStack() as stack:
-        for block in blocks:
-            device = next(block.parameters()).device
-            stack.enter_context(replacing_forward(block, repeat(answers, device)))
-        yield
 
 
 def standing_in(block: nn.Module, other: nn.Module) -> AbstractContextManager[None]:
@@ -301,3 +339,12 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map_tensors(change, item) for item in value)
     return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell if two answers are equal, to the bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other)

@@ -6,6 +6,7 @@ what an output channel, a step and a guidance branch contribute (Hutchinson 1990
 backwards step by step, a trajectory costs one more forward and one backward for each step.
 """
 
+import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,19 +14,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ditprune.calibration import Weights, demand_samples, evaluating, single_samples
 from ditprune.distributed import share_of_rank, sum_over_ranks
-from ditprune.families import Batch, Condition, Family
-from ditprune.families.base import join_conditions
-from ditprune.sampling import batch_at, draw_noise, guide, sample_generator
+from ditprune.families import Batch, Family
 from ditprune.targets import PruneTarget
+from ditprune.trajectory import DenoisingStep, Trajectories
 
-CHUNK_SIZE = 16
-"""Trajectories followed at once, whatever the user's batch: it decides which kernels run."""
 MAX_OUTPUTS = 8192
 """Channels above which only the diagonal of G is kept: the whole would take over 0.5 GB."""
 TINY = 1e-300
@@ -38,13 +36,8 @@ images. Diagonal for layers of more than `MAX_OUTPUTS` channels."""
 
 
 @dataclass(frozen=True)
-class TrajectoryImportance:
-    """Measures importance along the dense model's own sampling trajectories.
-
-    Derivatives are taken by outputs of layers, never by weights: nothing is trained. Stochastic
-    and multi-step schedulers are replaced by DDIM, or by Euler's method of flow matching: only
-    their steps are functions of the present state alone.
-    """
+class ImportanceMeasure(abc.ABC):
+    """Measures the importance of every layer along sampling trajectories of the dense model."""
 
     guidance_scale: float = 1.5
     """Of the sampling to come."""
@@ -52,7 +45,7 @@ class TrajectoryImportance:
     num_steps: int = 25
     """Denoising steps of a trajectory."""
     seed: int = 0
-    """Of the noise where trajectories start, and of the directions v."""
+    """Of the noise where trajectories start, and of what else is drawn."""
 
     def measure(
         self,
@@ -62,11 +55,9 @@ class TrajectoryImportance:
         weights: Weights,
         scheduler: SchedulerMixin,
     ) -> dict[PruneTarget, Importance]:
-        """Follow trajectories, there and back, for the conditions of the calibration samples.
+        """Follow trajectories for the conditions of the calibration samples.
 
-        Every trajectory counts alike: its derivatives are scaled to a sum of squares of 1. A few
-        near a fork, which go elsewhere at the slightest touch, would otherwise decide alone. In a
-        process group each rank follows its share.
+        In a process group every rank must call this, and gets the same. The model is as before.
 
         Raises:
             ValueError: if there are no samples.
@@ -74,72 +65,47 @@ class TrajectoryImportance:
         like = next(iter(weights.values()))
         samples = [sample.like(like) for sample in single_samples(batches)]
         demand_samples(bool(samples))
-        sums = {target: zeros(len(weight), like.device) for target, weight in weights.items()}
+        trajectories = Trajectories(
+            model,
+            family,
+            scheduler,
+            samples,
+            self.guidance_scale,
+            self.num_trajectories,
+            self.num_steps,
+            self.seed,
+        )
         with evaluating(model):
-            for ids in share_of_rank(chunks(self.num_trajectories)):
-                chosen = [samples[i % len(samples)] for i in ids]
-                step = self._step(model, chosen, family, scheduler)
-                start, direction = self._noise(chosen, ids)
-                states = step.states(start)
-                scale = trajectory_norms(back(step, states, direction, weights), len(ids))
-                scaled = direction / scale.to(direction).view(-1, *[1] * (direction.ndim - 1))
-                for target, gradient in back(step, states, scaled, weights):
-                    sums[target] += products(gradient, sums[target].ndim)
+            return self.along(trajectories, weights)
+
+    @abc.abstractmethod
+    def along(self, trajectories: Trajectories, weights: Weights) -> dict[PruneTarget, Importance]:
+        """Return the importance of every layer; in a process group each rank does its share."""
+
+
+@dataclass(frozen=True)
+class TrajectoryImportance(ImportanceMeasure):
+    """The second moment of derivatives of the image, from one random direction a trajectory.
+
+    Derivatives are taken by outputs of layers, never by weights: nothing is trained. Every
+    trajectory counts alike: its derivatives are scaled to a sum of squares of 1. A few near a
+    fork, which go elsewhere at the slightest touch, would otherwise decide alone.
+    """
+
+    def along(self, trajectories: Trajectories, weights: Weights) -> dict[PruneTarget, Importance]:
+        """Follow trajectories there and back, twice: to know their scale, and to sum."""
+        sums = {target: zeros(len(weight), weight.device) for target, weight in weights.items()}
+        for ids in share_of_rank(trajectories.chunks()):
+            step, direction = trajectories.step(ids), trajectories.noise(ids, "direction")
+            states = step.states(trajectories.noise(ids))
+            scale = trajectory_norms(back(step, states, direction, weights), len(ids))
+            scaled = direction / scale.to(direction).view(-1, *[1] * (direction.ndim - 1))
+            for target, gradient in back(step, states, scaled, weights):
+                sums[target] += products(gradient, sums[target].ndim)
         return {
             target: whole(sum_over_ranks(total)) / self.num_trajectories
             for target, total in sums.items()
         }
-
-    def _step(
-        self,
-        model: nn.Module,
-        samples: Sequence[Batch],
-        family: Family,
-        scheduler: SchedulerMixin,
-    ) -> "DenoisingStep":
-        condition = join_conditions([sample.condition for sample in samples])
-        plain = single_step(scheduler, self.num_steps)
-        return DenoisingStep(model, family, plain, condition, self.guidance_scale)
-
-    def _noise(self, samples: Sequence[Batch], ids: range) -> list[Float[Tensor, "b ..."]]:
-        latents = samples[0].latents
-        return [
-            draw_noise(latents.shape[1:], [sample_generator(self.seed, i, stream) for i in ids]).to(
-                latents
-            )
-            for stream in ("importance start", "importance direction")
-        ]
-
-
-@dataclass(frozen=True)
-class DenoisingStep:
-    """One guided step of sampling, as a function of the latents."""
-
-    model: nn.Module
-    family: Family
-    scheduler: SchedulerMixin
-    condition: Condition
-    guidance_scale: float
-
-    def __call__(self, latents: Float[Tensor, "b ..."], index: int) -> Float[Tensor, "b ..."]:
-        """Return the latents after the index-th step."""
-        timestep = self.scheduler.timesteps[index]
-        # Some schedulers count their own steps; every call tells them where they are.
-        self.scheduler._step_index = index
-        batch = batch_at(self.scheduler, latents, timestep, self.condition)
-        prediction = guide(self.family.predict(self.model, batch), self.guidance_scale)
-        stepped: Tensor = self.scheduler.step(
-            prediction[:, : latents.shape[1]], timestep, latents
-        ).prev_sample
-        return stepped
-
-    @torch.no_grad()
-    def states(self, start: Float[Tensor, "b ..."]) -> list[Float[Tensor, "b ..."]]:
-        """Return the latents before every step."""
-        states = [start]
-        for index in range(len(self.scheduler.timesteps) - 1):
-            states.append(self(states[-1], index))
-        return states
 
 
 def back(
@@ -158,7 +124,10 @@ def back(
             after = step(latents, index)
             heard = [(target, tensor) for target, tensors in outputs.items() for tensor in tensors]
             inputs = [latents, *(tensor for _, tensor in heard)]
-            direction, *gradients = torch.autograd.grad(after, inputs, direction)
+            # The last text stream of some models is heard by no image: its derivative is 0.
+            direction, *gradients = torch.autograd.grad(
+                after, inputs, direction, materialize_grads=True
+            )
         for (target, _), gradient in zip(heard, gradients, strict=True):
             yield target, as_tokens(gradient)
 
@@ -203,7 +172,8 @@ def trajectory_norms(
         rows = gradient.float().square().sum((1, 2)).double().cpu()
         branches = rows.view(-1, num_trajectories)  # they are stacked along the batch
         sums[target] = sums.get(target, torch.zeros(())) + branches.sum(0)
-    logs = torch.stack(list(sums.values())).clamp(min=TINY).log()
+    heard = [total for total in sums.values() if total.any()]  # the others move no image
+    logs = torch.stack(heard or list(sums.values())).clamp(min=TINY).log()
     return logs.mean(0).exp().sqrt()
 
 
@@ -216,26 +186,21 @@ def zeros(num_outputs: int, device: torch.device) -> Float64[Tensor, "..."]:
 def products(gradient: Float[Tensor, "rows tokens out"], ndim: int) -> Float64[Tensor, "..."]:
     """Return the products of the derivatives by every pair of channels, or their squares."""
     tokens = gradient.flatten(0, 1).float()
-    return (tokens.T @ tokens if ndim == 2 else tokens.square().sum(0)).double()
+    return on_grid((tokens.T @ tokens if ndim == 2 else tokens.square().sum(0)).double())
+
+
+def on_grid(values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """Round to 24 bits of the largest: so far down, sums in 53 bits are exact in whatever order.
+
+    That is for as long as they stay below 2**29 times the largest number of the quietest step.
+    """
+    step = torch.ldexp(values.new_ones(()), values.abs().max().frexp().exponent - 24)
+    return (values / step).round() * step
 
 
 def whole(total: Float64[Tensor, "..."]) -> Importance:
     """Return a matrix, also of a diagonal."""
     return total if total.ndim == 2 else total.diag()
-
-
-def single_step(scheduler: SchedulerMixin, num_steps: int) -> SchedulerMixin:
-    """Return a scheduler of the same noise whose steps are functions of the present state."""
-    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    kind = FlowMatchEulerDiscreteScheduler if flow else DDIMScheduler
-    plain = kind.from_config(scheduler.config)
-    plain.set_timesteps(num_steps)
-    return plain
-
-
-def chunks(count: int) -> list[range]:
-    """Cut 0..count into runs of the chunk size."""
-    return [range(i, min(i + CHUNK_SIZE, count)) for i in range(0, count, CHUNK_SIZE)]
 
 
 def in_image_units(weights: Weights, importance: Mapping[PruneTarget, Importance]) -> Weights:

@@ -44,12 +44,32 @@ def install_(model: nn.Module, target: PruneTarget, repaired: Repaired) -> None:
 @contextmanager
 def restoring(model: nn.Module, weights: Weights) -> Iterator[None]:
     """Give the layers their weights and biases back when the block ends."""
-    before = [(weight, weight.clone()) for weight in weights.values()]
-    biases = [bias for target in weights if (bias := bias_of(model, target)) is not None]
-    before += [(bias, bias.detach().clone()) for bias in biases]
+    before = copies(model, weights)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, values in before:
-                tensor.copy_(values)
+        put_back_(before)
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Give the layers their weights and biases back if the block ends with an error."""
+    before = copies(model, weights)
+    try:
+        yield
+    except BaseException:  # whoever interrupts a notebook goes on with the model too
+        put_back_(before)
+        raise
+
+
+def copies(model: nn.Module, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+    """Return the layers' weights and biases, each with a copy in the CPU's memory."""
+    biases = [bias for target in weights if (bias := bias_of(model, target)) is not None]
+    return [(x, x.detach().to("cpu", copy=True)) for x in (*weights.values(), *biases)]
+
+
+@torch.no_grad()
+def put_back_(before: list[tuple[Tensor, Tensor]]) -> None:
+    """Overwrite tensors by their copies."""
+    for tensor, values in before:
+        tensor.copy_(values)

@@ -94,7 +94,7 @@ class MaskSet:
             {**dataclasses.asdict(target), "shape": list(mask.shape)}
             for target, mask in self.masks.items()
         ]
-        header = {"format": "ditprune-masks-1", "targets": json.dumps(entries), "hash": self.hash()}
+        header = {"format": "ditprune-masks-2", "targets": json.dumps(entries), "hash": self.hash()}
         with writing(Path(path)) as draft:
             save_file(tensors, draft, header)
 
@@ -126,12 +126,9 @@ class MaskSet:
 
 def targets_in(header: Mapping[str, str]) -> list[tuple[PruneTarget, tuple[int, int]]]:
     """Return the targets and mask shapes that a mask file's header lists."""
+    shapes = [(entry, tuple(entry.pop("shape"))) for entry in json.loads(header["targets"])]
     return [
-        (
-            PruneTarget(entry["name"], Role(entry["role"]), entry["block"], entry["num_heads"]),
-            tuple(entry["shape"]),
-        )
-        for entry in json.loads(header["targets"])
+        (PruneTarget(**{**entry, "role": Role(entry["role"])}), shape) for entry, shape in shapes
     ]
 
 

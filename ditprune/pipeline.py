@@ -1,6 +1,7 @@
 """The whole method on one screen."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from ditprune.decision import Evidence, decide, demand_attainable, scores_of
 from ditprune.distributed import all_cores, broadcast_, rank
 from ditprune.families import Batch, Family
 from ditprune.granularity import Pools
-from ditprune.importance import Importance, TrajectoryImportance
-from ditprune.layers import bias_of, install_, target_weights
+from ditprune.importance import Importance, ImportanceMeasure
+from ditprune.layers import all_or_nothing, bias_of, install_, target_weights
 from ditprune.masks import MaskSet, weight_matrix
 from ditprune.recipe import Recipe
 from ditprune.repair import Repaired
@@ -66,7 +67,7 @@ def prune(
     Raises:
         ValueError: if a weight or an activation is not finite, a layer is missing or never
             reached, the sparsity is impossible, or there are no batches. The model is untouched
-            then.
+            then, and after any other error.
     """
     weights = target_weights(model, family)
     demand_attainable(weights, recipe.granularity, recipe.sparsity, recipe.budget)
@@ -98,7 +99,7 @@ def measure_importance(
     batches: Iterable[Batch],
     family: Family,
     weights: Weights,
-    importance: TrajectoryImportance | None,
+    importance: ImportanceMeasure | None,
     scheduler: SchedulerMixin | None,
 ) -> dict[PruneTarget, Importance]:
     """Follow sampling trajectories, if that is asked for."""
@@ -122,19 +123,24 @@ def carry_out_(
     pools: Mapping[PruneTarget, Pools],
     recipe: Recipe,
 ) -> Outcome:
-    """Keep the winners of every pool and repair them; layer by layer, where that is needed."""
+    """Keep the winners of every pool and repair them; layer by layer, where that is needed.
+
+    If that fails, the model is as it was: meanwhile the CPU's memory holds its weights too.
+    """
     masks, errors = {}, {}
-    for stats in stats_by_block(model, batches, family, weights, evidence, recipe):
-        scores = scores_of(replace(evidence, stats=stats), weights, recipe)
-        chosen = {target: pools[target].keep(scores[target]) for target in stats}
-        for target, mask in chosen.items():
-            weight, statistic = weights[target], stats[target]
-            importance = evidence.importance.get(target)
-            repaired = repair_layer(model, target, mask, statistic, importance, pools, recipe)
-            if statistic.gram is not None:
-                errors[target] = layer_errors(weight, mask, repaired, statistic)
-            install_(model, target, repaired)
-            masks[target] = repaired.mask
+    known = stats_by_block(model, batches, family, weights, evidence, recipe)
+    with all_or_nothing(model, weights), closing(known):
+        for stats in known:
+            scores = scores_of(replace(evidence, stats=stats), weights, recipe)
+            chosen = {target: pools[target].keep(scores[target]) for target in stats}
+            for target, mask in chosen.items():
+                weight, statistic = weights[target], stats[target]
+                importance = evidence.importance.get(target)
+                repaired = repair_layer(model, target, mask, statistic, importance, pools, recipe)
+                if statistic.gram is not None:
+                    errors[target] = layer_errors(weight, mask, repaired, statistic)
+                install_(model, target, repaired)
+                masks[target] = repaired.mask
     return Outcome(MaskSet({target: masks[target] for target in weights}), errors)
 
 
@@ -145,13 +151,14 @@ def stats_by_block(
     weights: Weights,
     evidence: Evidence,
     recipe: Recipe,
-) -> Iterable[Stats]:
-    """Return what is known of all layers at once, or else observe block after block."""
+) -> Generator[Stats, None, None]:
+    """Yield what is known of all layers at once, or else observe block after block."""
     has_gram = all(statistic.gram is not None for statistic in evidence.stats.values())
     if not recipe.sequential and (has_gram or not recipe.needs_gram):
-        return [evidence.stats]
-    seen = replace(recipe.observation, with_gram=recipe.needs_gram)
-    return calibrate_blocks(model, batches, family, weights, seen, follow=recipe.follow)
+        yield evidence.stats
+    else:
+        seen = replace(recipe.observation, with_gram=recipe.needs_gram)
+        yield from calibrate_blocks(model, batches, family, weights, seen, follow=recipe.follow)
 
 
 def repair_layer(

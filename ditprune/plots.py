@@ -1,38 +1,43 @@
 """What a person looks at: layers over depth, and images side by side."""
 
 import math
+import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from ditprune.atomic import writing
+from ditprune.clustered import ClusteredLayer
+from ditprune.importance import Importance
 from ditprune.plan import LayerPlan
 from ditprune.report import DIRECTION, LOWER_IS_BETTER
 from ditprune.study_report import StudyReport
+from ditprune.targets import PruneTarget, Role
 
 MARKERS = "osv^D*PXhd"
 
 
 def sparsity_figure(layers: Sequence[LayerPlan]) -> Figure:
-    """Draw the sparsity of every layer: a row for each role, a column for each block."""
-    roles = list(dict.fromkeys(layer.target.role.value for layer in layers))
+    """Draw the sparsity of every layer: a row for each place inside blocks, a column for each."""
+    places = list(dict.fromkeys(layer.target.place for layer in layers))
     num_blocks = max(layer.target.block for layer in layers) + 1
-    cells = np.full((len(roles), num_blocks), np.nan)
+    cells = np.full((len(places), num_blocks), np.nan)
     for layer in layers:
-        cells[roles.index(layer.target.role.value), layer.target.block] = layer.sparsity
-    figure = Figure(figsize=(3 + 0.45 * num_blocks, 1.2 + 0.4 * len(roles)), layout="constrained")
+        cells[places.index(layer.target.place), layer.target.block] = layer.sparsity
+    figure = Figure(figsize=(3 + 0.45 * num_blocks, 1.2 + 0.4 * len(places)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set(xlabel="block", xticks=range(num_blocks), yticks=range(len(roles)), yticklabels=roles)
+    axes.set(xlabel="block", xticks=range(num_blocks))
+    axes.set_yticks(range(len(places)), places)
     for (row, column), value in np.ndenumerate(cells):
         if np.isfinite(value):
             axes.text(column, row, f"{value:.0%}", ha="center", va="center", size=7, color="white")
@@ -64,6 +69,33 @@ def row_variation_figure(layers: Sequence[LayerPlan]) -> Figure:
     return figure
 
 
+def importance_figure(importance: Mapping[PruneTarget, Importance]) -> Figure:
+    """Draw what a unit of each layer's output error costs: the mean of G's diagonal.
+
+    A color for each role; layers of one name in all blocks are joined. What costs nothing has no
+    place on a logarithmic axis.
+    """
+    curves: dict[tuple[Role, str], dict[int, float]] = {}
+    for target, matrix in importance.items():
+        name = target.role, target.place
+        curves.setdefault(name, {})[target.block] = matrix.diagonal().mean().item() or math.nan
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    roles = list(dict.fromkeys(role for role, _ in curves))
+    lines = {}
+    for (role, _), costs in curves.items():
+        number = roles.index(role)
+        style: dict[str, Any] = {"color": f"C{number % 10}", "marker": MARKERS[number]}
+        lines[role.value] = axes.plot(
+            list(costs), list(costs.values()), linewidth=0.8, markersize=5, **style
+        )[0]
+    axes.set(xlabel="block", yscale="log")
+    axes.set_ylabel("what a unit of output error\ncosts the images (mean of G's diagonal)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper")
+    return figure
+
+
 def quality_figure(report: StudyReport, metric: str) -> Figure:
     """Draw a metric against the setting, a curve for each method, with deviations as bars."""
     settings, methods = report.settings(), report.methods()
@@ -90,28 +122,106 @@ def quality_figure(report: StudyReport, metric: str) -> Figure:
     return figure
 
 
+def prediction_figure(report: StudyReport) -> Figure:
+    """Draw what images lost against what predictions lost: a point for each method and setting."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(report.methods()):
+        cells = [s for s in report.settings() if report.values(method, s, "mse")]
+        axes.plot(
+            [statistics.fmean(report.prediction_errors(method, s)) for s in cells],
+            [statistics.fmean(report.values(method, s, "mse")) for s in cells],
+            color=f"C{number % 10}",
+            marker=MARKERS[(number + number // 10) % len(MARKERS)],
+            linewidth=0.8,
+            label=method,
+        )
+    axes.set(xscale="log", yscale="log", ylabel="mse of the images to the dense model's")
+    axes.set_xlabel("prediction error of single denoising steps")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def balance_figure(report: StudyReport) -> Figure:
+    """Draw what images and predictions lost against the balance of weight and activation."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    methods = sorted(report.balances, key=report.balances.__getitem__)
+    alphas = [report.balances[method] for method in methods]
+    left, right = figure.subplots(1, 2)
+    for setting in report.settings():
+        for axes, of in (
+            (left, lambda m, s: report.values(m, s, "mse")),
+            (right, report.prediction_errors),
+        ):
+            values = [of(method, setting) for method in methods]
+            means = [statistics.fmean(v) for v in values]
+            axes.errorbar(alphas, means, list(map(deviation, values)), capsize=2, label=setting)
+    left.set(title="images", ylabel="mse to the dense model's")
+    right.set(title="single denoising steps", ylabel="relative prediction error")
+    for axes in (left, right):
+        axes.set(xlabel="alpha = n/m of |W|$^m$ RMS(X)$^n$", yscale="log")
+    left.legend(fontsize="small")
+    return figure
+
+
 def deviation(values: Sequence[float]) -> float:
     """Return the standard deviation (n - 1), or 0 where there is none."""
     known = len(values) > 1 and all(map(math.isfinite, values))
     return statistics.stdev(values) if known else 0.0
 
 
-def save_curves(report: StudyReport, folder: Path) -> None:
-    """Write a PNG for each metric."""
+def study_figures(report: StudyReport) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a study by name: one for each metric, and those of two errors."""
     for metric in report.metrics():
-        with writing(folder / f"{metric}.png") as draft:
-            quality_figure(report, metric).savefig(draft, format="png", dpi=150)
+        yield metric, quality_figure(report, metric)
+    if "mse" in report.metrics():
+        yield "prediction", prediction_figure(report)
+        if report.balances:
+            yield "alpha", balance_figure(report)
+
+
+def save_curves(report: StudyReport, folder: Path) -> None:
+    """Write a PNG for each figure."""
+    for name, figure in study_figures(report):
+        with writing(folder / f"{name}.png") as draft:
+            figure.savefig(draft, format="png", dpi=150)
+
+
+def save_importance_figure(importance: Mapping[PruneTarget, Importance], folder: Path) -> None:
+    """Write `importance.png`, if importance was measured."""
+    if importance:
+        with writing(folder / "importance.png") as draft:
+            importance_figure(importance).savefig(draft, format="png", dpi=150)
+
+
+def save_clusters(layers: Sequence[ClusteredLayer], folder: Path) -> None:
+    """Write a PNG for each layer into `clusters`, in place of those of an earlier run."""
+    shutil.rmtree(folder / "clusters", ignore_errors=True)
+    for layer in layers:
+        with writing(folder / "clusters" / f"{layer.target.role.value}.png") as draft:
+            clusters_figure(layer).savefig(draft, format="png", dpi=150)
+
+
+def clusters_figure(layer: ClusteredLayer) -> Figure:
+    """Draw the scores of a layer and the clusters found in it."""
+    clusters = layer.clusters
+    return heat_map(layer.score, clusters.row_labels, clusters.column_labels, layer.title())
 
 
 def heat_map(
-    score: Float[Tensor, "out in"], labels: Int[Tensor, " out"], title: str, most: int = 512
+    score: Float[Tensor, "out in"],
+    row_labels: Int[Tensor, " out"],
+    column_labels: Int[Tensor, " in"],
+    title: str,
+    most: int = 512,
 ) -> Figure:
-    """Draw log scores, rows sorted by cluster and lines between clusters; large ones thinned."""
-    order = labels.argsort(stable=True)
+    """Draw log scores, by cluster and lines between clusters, and row means; large ones thinned."""
+    ordered = score[row_labels.argsort(stable=True)][:, column_labels.argsort(stable=True)]
     rows, columns = (max(1, math.ceil(side / most)) for side in score.shape)
-    logs = score[order][::rows, ::columns].clamp(min=1e-12).log10()
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
+    logs = ordered[::rows, ::columns].clamp(min=1e-12).log10()
+    means = ordered.mean(1).clamp(min=1e-12).log10()
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
     low = float(np.quantile(logs.numpy(), 0.02))
     bottom, right = logs.shape[0] * rows - 0.5, logs.shape[1] * columns - 0.5
     style: dict[str, Any] = {
@@ -120,11 +230,20 @@ def heat_map(
         "extent": (-0.5, right, bottom, -0.5),
     }
     image = axes.imshow(logs.numpy(), vmin=low, **style)
-    edges = np.ceil(np.cumsum(labels.bincount().numpy())[:-1] / rows) * rows  # of rows shown
-    axes.hlines(edges - 0.5, -0.5, right, colors="cyan", linewidth=0.8)
-    axes.set(xlabel="input channel", ylabel="output channel, by cluster", title=title)
-    figure.colorbar(image, label="log10 of the score")
+    line: dict[str, Any] = {"colors": "cyan", "linewidth": 0.8}
+    axes.hlines(edges(row_labels, rows), -0.5, right, **line)
+    axes.vlines(edges(column_labels, columns), -0.5, bottom, **line)
+    axes.set(xlabel="input channel", ylabel="output channel, by cluster")
+    figure.colorbar(image, ax=[axes, beside], label="log10 of the score")
+    beside.scatter(means.numpy(), np.arange(len(means)), s=2, c=row_labels.sort()[0], cmap="tab10")
+    beside.set(xlabel="log10 of the\nrow's mean")
+    figure.suptitle(title)
     return figure
+
+
+def edges(labels: Int[Tensor, " members"], step: int) -> Float64[np.ndarray, " edges"]:
+    """Return where clusters end, if every step-th member is shown."""
+    return np.ceil(np.cumsum(labels.bincount().numpy())[:-1] / step) * step - 0.5
 
 
 def pair_grid(

@@ -7,7 +7,7 @@ from ditprune.blocks import Follow
 from ditprune.budget import Budget, SharedThreshold, Uniform
 from ditprune.calibration import Observation
 from ditprune.granularity import Granularity, Layer
-from ditprune.importance import TrajectoryImportance
+from ditprune.importance import ImportanceMeasure, TrajectoryImportance
 from ditprune.repair import KroneckerADMM, Repair
 from ditprune.saliency import Energy, Saliency
 
@@ -27,7 +27,7 @@ class Recipe:
     goal: Literal["own", "dense"] = "own"
     """What a sequential repair keeps: the layer's outputs for the inputs it now gets, or those it
     gives in the dense model."""
-    importance: TrajectoryImportance | None = None
+    importance: ImportanceMeasure | None = None
     """How errors of outputs are weighed; None weighs all alike."""
     observation: Observation = field(default_factory=Observation)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ditprune.activations import ActivationStats, Stats
 from ditprune.atomic import writing
 from ditprune.calibration import Observation, Weights
 from ditprune.decision import Evidence
-from ditprune.importance import Importance
+from ditprune.importance import Importance, ImportanceMeasure
 from ditprune.targets import PruneTarget
 
 STATISTICS, IMPORTANCE = "statistics.safetensors", "importance.safetensors"
@@ -67,46 +67,64 @@ def load_stats(path: Path, weights: Weights, observation: Observation) -> Stats:
     return {target: unpacked[entries[target.name]["stats"]] for target in weights}
 
 
-def save_importance(path: Path, importance: Mapping[PruneTarget, Importance]) -> None:
-    """Write what was measured along trajectories; nothing, if nothing was."""
+def save_importance(
+    path: Path, importance: Mapping[PruneTarget, Importance], measure: ImportanceMeasure | None
+) -> None:
+    """Write what was measured along trajectories, and how; nothing, if nothing was."""
+    tensors = {target.name: matrix for target, matrix in importance.items()}
     with writing(path) as draft:
-        save_file({target.name: matrix for target, matrix in importance.items()}, draft)
+        save_file(tensors, draft, {"measure": repr(measure)})
 
 
-def load_importance(path: Path, weights: Weights) -> dict[PruneTarget, Importance]:
-    """Read what `save_importance` wrote.
+def load_importance(
+    path: Path, weights: Weights, measure: ImportanceMeasure | None
+) -> dict[PruneTarget, Importance]:
+    """Read what `save_importance` wrote of the same measure; nothing, if none is asked for.
 
     Raises:
-        ValueError: if the file cannot be read, or tells of other layers.
+        ValueError: if the file cannot be read, or tells of other layers or of another measure.
     """
+    if measure is None:
+        return {}
     try:
-        tensors = load_file(path)
-        if not tensors:
-            return {}
-        return {target: tensors[target.name] for target in weights}
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {})["measure"]
+            if told == repr(measure):
+                return {target: file.get_tensor(target.name) for target in weights}
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
-            f"cannot read importance from {path}: {error}. Delete the file, and it is measured "
-            "again."
+            f"cannot read importance from {path}: {error}. It must be an importance.safetensors "
+            "that a calibration wrote, whole; copy it again or calibrate again."
         ) from error
+    raise ValueError(
+        f"{path} tells of importance={told}, and importance={measure} is asked for. Calibrate "
+        "again, without the file, or ask for what it tells of."
+    )
 
 
 def save_evidence(
-    folder: Path, evidence: Evidence, weights: Weights, observation: Observation
+    folder: Path,
+    evidence: Evidence,
+    weights: Weights,
+    observation: Observation,
+    measure: ImportanceMeasure | None,
 ) -> None:
-    """Write what a calibration told into its run folder."""
+    """Write what a calibration told into its folder."""
+    save_importance(folder / IMPORTANCE, evidence.importance, measure)
+    # Last, because it says of which model both are.
     save_stats(folder / STATISTICS, evidence.stats, weights, observation)
-    save_importance(folder / IMPORTANCE, evidence.importance)
 
 
-def load_evidence(folder: Path, weights: Weights, observation: Observation) -> Evidence:
-    """Read what `save_evidence` wrote of the same model, targets and observation.
+def load_evidence(
+    folder: Path, weights: Weights, observation: Observation, measure: ImportanceMeasure | None
+) -> Evidence:
+    """Read what `save_evidence` wrote of the same model, targets, observation and measure.
 
     Raises:
         ValueError: if a file cannot be read, or tells of something else.
     """
     stats = load_stats(folder / STATISTICS, weights, observation)
-    return Evidence(stats, load_importance(folder / IMPORTANCE, weights))
+    return Evidence(stats, load_importance(folder / IMPORTANCE, weights, measure))
 
 
 def demand_same(

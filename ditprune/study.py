@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ditprune.alpha import settle
 from ditprune.atomic import writing
 from ditprune.budget import Uniform
-from ditprune.calibration import Observation, Weights, calibrate
+from ditprune.calibration import Weights, calibrate
 from ditprune.decision import Evidence, decide, demand_attainable
 from ditprune.distributed import barrier, on_first_rank, rank
 from ditprune.evaluation import Measured
@@ -25,17 +25,16 @@ from ditprune.granularity import NofM
 from ditprune.layers import restoring, target_weights
 from ditprune.pipeline import carry_out_, measure_importance
 from ditprune.plan import Plan, describe
+from ditprune.prediction import Judge
 from ditprune.recipe import Recipe
-from ditprune.saved_stats import (
-    fingerprint,
-    load_importance,
-    load_stats,
-    save_importance,
-    save_stats,
-)
+from ditprune.saliency import Energy
+from ditprune.saved_stats import fingerprint, load_evidence, save_evidence
 
 Setting = float | NofM
 """How much goes: a sparsity, or a pattern that fixes it."""
+
+HELD_OUT_SEED = 2**31 - 1
+"""Of the samples by which predictions are judged, and which no method is given."""
 
 
 class Cell(NamedTuple):
@@ -60,6 +59,8 @@ class Result:
     model_sparsity: float
     mask_hash: str
     pruning_seconds: float
+    prediction_error: float
+    """|f_pruned - f|^2 / |f|^2 of single denoising steps, of samples no method was given."""
     metrics: Measured = field(default_factory=dict)
     """A value of each metric for each seed of the sampling noise."""
 
@@ -78,6 +79,8 @@ class Study:
         """Refuse a study of nothing."""
         if not self.methods or not self.seeds or not (self.sparsities or self.patterns):
             raise ValueError("a study needs methods, seeds, and sparsities or patterns")
+        if HELD_OUT_SEED in self.seeds:
+            raise ValueError(f"seed {HELD_OUT_SEED} draws the samples that judge; take another")
         for asked in (self.seeds, [name_of(s) for s in self.settings()]):
             if len(set(asked)) < len(asked):
                 raise ValueError(f"a study takes each setting and each seed once; got {asked}")
@@ -98,6 +101,16 @@ class Study:
     def with_gram(self) -> bool:
         """Tell whether any method needs Gram matrices."""
         return any(recipe.needs_gram for recipe in self.methods.values())
+
+    def balances(self) -> dict[str, float]:
+        """Return n/m of those methods that differ in nothing else, if they are three or more."""
+        sets: dict[str, dict[str, float]] = {}
+        for name, recipe in self.methods.items():
+            if isinstance(recipe.saliency, Energy):
+                rest = str(replace(recipe, saliency=Energy()))
+                sets.setdefault(rest, {})[name] = recipe.saliency.balance
+        largest = max(sets.values(), key=len, default={})
+        return largest if len(largest) > 2 else {}
 
 
 def name_of(setting: Setting) -> str:
@@ -127,9 +140,33 @@ class Bench:
     """What else decides the results: the evaluation. A result of another identity is redone."""
     folder: Path
 
+    def identified(self, weights: Weights) -> "Bench":
+        """Return the same with the model and its targets in the identity too."""
+        model = "".join(map(fingerprint, weights.values()))
+        return replace(self, identity=f"{self.identity}{self.family}{model}")
+
     def weights(self) -> Weights:
         """Return the targets' weights."""
         return target_weights(self.model, self.family)
+
+    def judge(self, seed: int) -> Judge:
+        """Ask the model, which must be dense, what it predicts for the samples of a seed."""
+        like = next(iter(self.weights().values()))
+        return Judge.of(self.model, self.samples(seed), self.family, like)
+
+
+class Draw(NamedTuple):
+    """The calibration samples of a seed."""
+
+    batches: list[Batch]
+    identity: str
+    """A digest of them."""
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> "Draw":
+        """Draw them."""
+        drawn = list(batches)
+        return cls(drawn, digest_of(drawn))
 
 
 def run(study: Study, bench: Bench) -> list[Result]:
@@ -143,40 +180,52 @@ def run(study: Study, bench: Bench) -> list[Result]:
                 f"{cell.method} measures importance along sampling trajectories, which take the "
                 "model's scheduler, an attribute of the LightningModule; or give importance: null"
             )
+    bench = bench.identified(weights)
     results = []
-    samples = lru_cache(maxsize=1)(lambda seed: list(bench.samples(seed)))
+    draw = lru_cache(maxsize=1)(lambda seed: Draw.of(bench.samples(seed)))
+    judge = lru_cache(lambda: bench.judge(HELD_OUT_SEED))
     with Progress(disable=rank() > 0) as progress:
         task = progress.add_task("study", total=len(study.cells()))
         for cell in study.cells():
             progress.update(task, description=f"{cell.method}, {cell.setting}, seed {cell.seed}")
-            results.append(result_of(cell, study.with_gram(), bench, weights, samples(cell.seed)))
+            results.append(
+                result_of(cell, study.with_gram(), bench, weights, draw(cell.seed), judge)
+            )
             progress.advance(task)
     return results
 
 
 def result_of(
-    cell: Cell, with_gram: bool, bench: Bench, weights: Weights, batches: Sequence[Batch]
+    cell: Cell,
+    with_gram: bool,
+    bench: Bench,
+    weights: Weights,
+    draw: Draw,
+    judge: Callable[[], Judge],
 ) -> Result:
     """Return the result of one cell: from its file, or else from a run of it."""
-    path = bench.folder / "cells" / file_name(cell, bench, weights, batches)
+    path = bench.folder / "cells" / file_name(cell, bench, draw)
     known = on_first_rank(partial(read_result, path))
     if known is not None:
         return known
-    evidence = shared_evidence(cell, with_gram, bench, weights, batches)
+    evidence = shared_evidence(cell, with_gram, bench, weights, draw)
+    dense = judge()
     with restoring(bench.model, weights):
         start = perf_counter()
-        plan, mask_hash = prune_cell_(cell, evidence, bench, weights, batches)
+        recipe = settle(bench.model, draw.batches, bench.family, weights, cell.recipe)
+        plan, mask_hash = prune_cell_(recipe, evidence, bench, weights, draw.batches)
         seconds = perf_counter() - start
         result = Result(
             method=cell.method,
             setting=cell.setting,
             seed=cell.seed,
-            recipe=cell.recipe.parts(),
+            recipe=recipe.parts(),
             target_set=plan.target_set(),
             target_sparsity=plan.target_sparsity,
             model_sparsity=plan.model_sparsity,
             mask_hash=mask_hash,
             pruning_seconds=seconds,
+            prediction_error=dense.errors(bench.model).mean().item(),
             metrics=bench.measure(),
         )
     if rank() == 0:
@@ -186,54 +235,46 @@ def result_of(
 
 
 def prune_cell_(
-    cell: Cell, evidence: Evidence, bench: Bench, weights: Weights, batches: Sequence[Batch]
+    recipe: Recipe, evidence: Evidence, bench: Bench, weights: Weights, batches: Sequence[Batch]
 ) -> tuple[Plan, str]:
-    """Prune the model as one cell says; return what every layer gave, and the masks' hash."""
-    recipe = settle(bench.model, batches, bench.family, weights, cell.recipe)
+    """Prune the model by a recipe; return what every layer gave, and the masks' hash."""
     pools = decide(evidence, weights, recipe)
     outcome = carry_out_(bench.model, batches, bench.family, weights, evidence, pools, recipe)
     return describe(bench.model, pools, {}, outcome), outcome.masks.hash()
 
 
 def shared_evidence(
-    cell: Cell, with_gram: bool, bench: Bench, weights: Weights, batches: Sequence[Batch]
+    cell: Cell, with_gram: bool, bench: Bench, weights: Weights, draw: Draw
 ) -> Evidence:
     """Return what a seed's calibration tells: from files, or else from running it."""
-    recipe = cell.recipe
-    seen = replace(recipe.observation, with_gram=with_gram)
-    what = f"{seen}{recipe.importance}{digest_of(batches)}"
-    name = f"seed{cell.seed}-{digest(what)}"
-    folder = bench.folder / "statistics"
-    paths = folder / f"{name}.safetensors", folder / f"{name}-importance.safetensors"
-    known = read_evidence(paths, weights, seen)
+    measure = cell.recipe.importance
+    seen = replace(cell.recipe.observation, with_gram=with_gram)
+    name = f"seed{cell.seed}-{digest(f'{seen}{measure}{draw.identity}')}"
+    folder = bench.folder / "statistics" / name
+    read = partial(load_evidence, folder, weights, seen, measure)
+    known = on_disk(read)
     if on_first_rank(lambda: known is None):
-        model, family = bench.model, bench.family
+        model, family, batches = bench.model, bench.family, draw.batches
         stats = calibrate(model, batches, family, weights, seen)
-        importance = measure_importance(
-            model, batches, family, weights, recipe.importance, bench.scheduler
-        )
+        importance = measure_importance(model, batches, family, weights, measure, bench.scheduler)
         if rank() == 0:
-            save_importance(paths[1], importance)
-            save_stats(paths[0], stats, weights, seen)  # last: it says of which model both are
+            save_evidence(folder, Evidence(stats, importance), weights, seen, measure)
         barrier()
         known = None
-    return known or Evidence(
-        load_stats(paths[0], weights, seen), load_importance(paths[1], weights)
-    )
+    return known or read()
 
 
-def read_evidence(paths: tuple[Path, Path], weights: Weights, seen: Observation) -> Evidence | None:
+def on_disk(read: Callable[[], Evidence]) -> Evidence | None:
     """Return what the files tell, or None if they are not there, whole, and of this model."""
     try:
-        return Evidence(load_stats(paths[0], weights, seen), load_importance(paths[1], weights))
+        return read()
     except ValueError:
         return None
 
 
-def file_name(cell: Cell, bench: Bench, weights: Weights, batches: Sequence[Batch]) -> str:
+def file_name(cell: Cell, bench: Bench, draw: Draw) -> str:
     """Return a name that changes with whatever decides the result."""
-    model = "".join(fingerprint(weight) for weight in weights.values())
-    identity = digest(f"{cell.recipe}{bench.family}{bench.identity}{model}{digest_of(batches)}")
+    identity = digest(f"{cell.recipe}{bench.identity}{draw.identity}")
     words = f"{cell.method}-{cell.setting}-seed{cell.seed}".replace(" ", "_")
     return f"{''.join(c if c.isalnum() or c in '-_.' else '_' for c in words)}-{identity}.json"
 

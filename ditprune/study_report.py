@@ -3,9 +3,11 @@
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from ditprune.atomic import writing
 from ditprune.evaluation import Measured
@@ -22,6 +24,8 @@ class StudyReport:
     num_samples: int
     """Images drawn for each seed of the sampling noise."""
     features: str
+    balances: Mapping[str, float] = field(default_factory=dict)
+    """Methods that differ in n/m alone, and their n/m."""
 
     def settings(self) -> list[str]:
         """Return the sparsities and patterns, in the order in which they were run."""
@@ -49,8 +53,29 @@ class StudyReport:
 
     def to_markdown(self) -> str:
         """Return the tables, one for each setting."""
-        sections = [f"## {setting}\n\n{self.table(setting)}\n" for setting in self.settings()]
-        return "\n".join(["# Study\n", self.facts(), "", *sections])
+        return "\n".join(["# Study\n", self.facts(), "", *map(self.section, self.settings())])
+
+    def section(self, setting: str) -> str:
+        """Return one setting's table, and whether predictions tell what happens to the images."""
+        agreement = self.agreement(setting)
+        told = agreement is not None and (
+            "\nSpearman's rank correlation of prediction error and mse over the methods: "
+            f"{agreement:.2f}\n"
+        )
+        return f"## {setting}\n\n{self.table(setting)}\n{told or ''}"
+
+    def agreement(self, setting: str) -> float | None:
+        """Return Spearman's rank correlation of prediction error and image error over methods."""
+        methods = [m for m in self.methods() if self.values(m, setting, "mse")]
+        if len(methods) < SMALLEST_SAMPLE:
+            return None
+        images = [statistics.fmean(self.values(m, setting, "mse")) for m in methods]
+        predictions = [statistics.fmean(self.prediction_errors(m, setting)) for m in methods]
+        return rank_correlation(predictions, images)
+
+    def prediction_errors(self, method: str, setting: str) -> list[float]:
+        """Return the error of single denoising steps for each calibration seed."""
+        return [result.prediction_error for result in self.cell(method, setting)]
 
     def facts(self) -> str:
         """Return what holds for every table."""
@@ -64,6 +89,8 @@ class StudyReport:
                 f"- mean ± standard deviation over {len(seeds)} calibration seeds {seeds}; the "
                 "dense model has none",
                 f"- features: {self.features}",
+                "- prediction error: |f_pruned - f|^2 / |f|^2 of single denoising steps, of "
+                "samples that no method was given",
                 "- speed: that of the dense model, for all: zeros are multiplied like other "
                 "weights",
             ]
@@ -73,9 +100,16 @@ class StudyReport:
         """Return one setting's table: a row for each method."""
         names = self.metrics()
         head = [f"{name} {DIRECTION.get(name, HIGHER_IS_BETTER)}" for name in names]
-        columns = ["method", "targets' sparsity", "model's sparsity", *head, "pruning, s"]
+        columns = [
+            "method",
+            "targets' sparsity",
+            "model's sparsity",
+            *head,
+            "prediction error ↓",
+            "pruning, s",
+        ]
         means = [[statistics.fmean(self.dense[n])] if n in self.dense else [] for n in names]
-        dense = ["dense", "0%", "0%", *map(spread, means), ""]
+        dense = ["dense", "0%", "0%", *map(spread, means), "0", ""]
         rows = [dense, *(self.row(method, setting, names) for method in self.methods())]
         lines = [columns, ["---"] * len(columns), *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -88,6 +122,7 @@ class StudyReport:
             f"{statistics.fmean(r.target_sparsity for r in cell):.2%}",
             f"{statistics.fmean(r.model_sparsity for r in cell):.2%}",
             *(spread(self.values(method, setting, name)) for name in names),
+            spread(self.prediction_errors(method, setting)),
             f"{statistics.fmean(r.pruning_seconds for r in cell):.1f}",
         ]
 
@@ -121,5 +156,15 @@ COLUMNS = (
     "target_sparsity",
     "model_sparsity",
     "pruning_seconds",
+    "prediction_error",
     "mask_hash",
 )
+
+SMALLEST_SAMPLE = 4
+"""Methods below which a rank correlation says nothing."""
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; equal values get different ranks."""
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (x, y)])
+    return float(np.corrcoef(ranks)[0, 1])

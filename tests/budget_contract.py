@@ -12,7 +12,7 @@ from ditprune.targets import PruneTarget, Role
 
 
 def layer(name: str, role: Role = Role.MLP_UP, block: int = 0) -> PruneTarget:
-    return PruneTarget(f"blocks.{block}.{name}", role, block, num_heads=1)
+    return PruneTarget(f"blocks.{block}.{name}", role, block, 1, f"blocks.{block}")
 
 
 def stats_of(x: torch.Tensor) -> ActivationStats:

@@ -121,6 +121,45 @@ class Skipping(Tower):
         return self.blocks[2](self.blocks[1](first)) + self.blocks[2](first)
 
 
+class SkippingIntoTheMiddle(Tower):
+    """The last block hears the one before it alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, other = self.blocks[0](x), self.blocks[1](x)
+        return self.blocks[2](self.blocks[3](first + other))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.append(nn.Sequential(nn.Linear(4, 4)))
+
+
+class Narrowing(Tower):
+    """A skip connection of another shape than what the last block says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.blocks[0](x)
+        return self.blocks[2](first + self.blocks[1](first[..., :2]).repeat(1, 1, 1, 2))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1] = nn.Sequential(nn.Linear(2, 2))
+
+
+class TwoLists(Tower):
+    """Two lists of blocks side by side, and one that hears the last of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = self.blocks[:2], copy.deepcopy(self.blocks[:2])
+        self.joint = copy.deepcopy(self.blocks[:2])
+        del self.blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        text = self.text[1](self.text[0](x.flip(-1)))
+        image = self.image[1](self.image[0](x))
+        return self.joint[1](self.joint[0](text - 2 * image))
+
+
 class Backwards(Tower):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks[0](self.blocks[1](self.blocks[2](x)))
@@ -128,14 +167,14 @@ class Backwards(Tower):
 
 def run(model: nn.Module, calibration: Batch, walk: Callable, **options):
     family = Table(
-        table={r"blocks\.(?P<block>\d+)\.0": Role.MLP_UP},
+        table={r"(?P<block>\w+\.\d+)\.0": Role.MLP_UP},
         call=lambda model, batch: model(batch.latents[..., :4]),
     )
     weights = target_weights(model, family)
     return walk(model, [calibration], family, weights, OBSERVATION, **options)
 
 
-@pytest.mark.parametrize("kind", [Skipping, Backwards])
+@pytest.mark.parametrize("kind", [Skipping, SkippingIntoTheMiddle, Narrowing, Backwards, TwoLists])
 def test_models_that_are_no_plain_chain_are_calibrated_as_rightly(kind, calibration):
     torch.manual_seed(0)
     model = kind().eval()
@@ -145,6 +184,29 @@ def test_models_that_are_no_plain_chain_are_calibrated_as_rightly(kind, calibrat
         seen.update(stats)
     for target, stats in expected.items():
         assert torch.equal(stats.pack(), seen[target].pack())
+
+
+def test_what_each_list_of_blocks_said_last_is_repeated(calibration):
+    """So the dense model can be followed, and no block runs twice for the same statistics."""
+    model = TwoLists().eval()
+    walk = run(model, calibration, calibrate_blocks, follow="both")
+    next(walk)
+    calls = []
+    for name in ("text", "image", "joint"):
+        for block in getattr(model, name):
+            block[0].register_forward_hook(lambda *_, name=name: calls.append(name))
+    blocks = [next(iter(stats)).block_name for stats in walk]
+    assert blocks == ["text.1", "image.0", "image.1", "joint.0", "joint.1"]
+    assert calls[-2 * 12 :] == ["joint"] * 24
+
+
+def test_one_text_for_the_cross_attentions_of_all_blocks_is_counted_block_by_block(calibration):
+    class Crossed(Tower):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + sum(block(x) for block in self.blocks)
+
+    walk = list(run(Crossed().eval(), calibration, calibrate_blocks))
+    assert [[target.block for target in stats] for stats in walk] == [[0], [1], [2]]
 
 
 def test_blocks_come_in_the_order_in_which_the_model_calls_them(calibration):

@@ -5,12 +5,12 @@ from budget_contract import BudgetContract, layer, scores_of, sizes, some_scores
 
 from ditprune.activations import ActivationStats
 from ditprune.budget import SharedThreshold, Uniform, WaterFilling, WholeModel
+from ditprune.cholesky import factorise
 from ditprune.granularity.layer import layer_pools
 from ditprune.importance import in_image_units
 from ditprune.repair import ADMM, LeastSquares
 from ditprune.repair.admm import stable_mask
 from ditprune.repair.base import quadratic
-from ditprune.repair.factors import factorise
 from ditprune.saliency import OBD, Energy, Magnitude, Scores
 from ditprune.targets import Role
 

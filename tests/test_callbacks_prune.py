@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -9,6 +10,7 @@ import ditprune
 from ditprune.callbacks import GranularityCallback, PruneCallback
 from ditprune.families import DiT
 from ditprune.granularity import Layer
+from ditprune.importance import TrajectoryImportance
 from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 
@@ -96,7 +98,7 @@ def test_a_failed_fit_gives_the_trainer_back_as_it_was(tiny_dit, scheduler, tmp_
 
 
 def test_a_wrong_module_path_lists_what_there_is(tiny_dit, scheduler, tmp_path):
-    with pytest.raises(ValueError, match="no module 'unet'.*there are: transformer"):
+    with pytest.raises(ValueError, match=r"no module 'unet'(.|\n)*transformer \(DiT"):
         trainer(tmp_path, pruning(module="unet")).fit(Project(tiny_dit), datamodule=Data(scheduler))
 
 
@@ -135,9 +137,44 @@ def test_a_calibration_is_used_again_from_its_run_folder(tiny_dit, scheduler, tm
     assert again[1].masks.hash() == expected[1].masks.hash()
 
 
+def test_importance_of_another_guidance_scale_is_not_used_again(tiny_dit, scheduler, tmp_path):
+    measure = TrajectoryImportance(1.5, num_trajectories=1, num_steps=1)
+    other = replace(measure, guidance_scale=4.0)
+    project = Project(tiny_dit)
+    project.scheduler = scheduler
+    first = pruning(importance=measure)[:1]
+    trainer(tmp_path, first).fit(project, datamodule=Data(scheduler))
+    stats = str(tmp_path)
+    again, wrong = (pruning(stats=stats, importance=i)[:1] for i in (measure, other))
+    trainer(tmp_path, again).fit(project, datamodule=Data(scheduler))
+    matrices, expected = again[0].evidence.importance, first[0].evidence.importance
+    assert all(torch.equal(matrices[target], expected[target]) for target in expected)
+    with pytest.raises(ValueError, match=r"scale=1\.5.*and importance=.*scale=4\.0.*asked for"):
+        trainer(tmp_path, wrong).fit(project, datamodule=Data(scheduler))
+
+
 def test_the_calibration_of_another_model_is_refused(tiny_dit, scheduler, tmp_path):
     trainer(tmp_path, pruning()).fit(Project(copy.deepcopy(tiny_dit)), datamodule=Data(scheduler))
     tiny_dit.transformer_blocks[0].ff.net[2].weight.data.mul_(2)
     again = trainer(tmp_path, pruning(stats=str(tmp_path)))
     with pytest.raises(ValueError, match="statistics of another model"):
         again.fit(Project(tiny_dit), datamodule=Data(scheduler))
+
+
+def test_a_transformer_made_in_configure_model_is_found_with_its_family(
+    tiny_dit, scheduler, tmp_path
+):
+    class Late(Project):
+        def __init__(self) -> None:
+            super().__init__(None)
+
+        def configure_model(self) -> None:
+            self.net = tiny_dit
+
+    expected = expected_masks(tiny_dit, scheduler)
+    callbacks = [PruneCallback(num_timestep_bins=1), GranularityCallback(Layer(), 0.5)]
+    project = Late()
+    trainer(tmp_path, callbacks).validate(project, datamodule=Data(scheduler))
+    assert callbacks[0].found(project).path == "net"
+    assert callbacks[0].family == DiT()
+    assert callbacks[1].masks.hash() == expected.hash()

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 
@@ -6,10 +7,15 @@ import torch
 from diffusers import DiTTransformer2DModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_project import Data, Project, evaluation, pruning, trainer
+from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ditprune import MaskSet
-from ditprune.callbacks import ReportCallback
+from ditprune.callbacks import GranularityCallback, PruneCallback, ReportCallback
+from ditprune.granularity import CoClusters
+from ditprune.importance import TrajectoryImportance
+from ditprune.saliency import Magnitude
+from ditprune.sensitivity import OneLayerSensitivity
 
 
 @pytest.fixture
@@ -58,7 +64,47 @@ def test_the_tensorboard_page_has_scalars_figures_and_pairs(run):
     assert page.Scalars("fid/pruned")[0].value == pytest.approx(
         sum(callbacks[2].pruned["fid"]) / 2, rel=1e-5
     )
-    assert len(page.Scalars("sparsity_by_block/mlp_up")) == 2
+    assert len(page.Scalars("sparsity_by_block/ff.net.0.proj")) == 2
+
+
+def test_clusters_are_drawn_from_the_dense_models_scores(tiny_dit, scheduler, tmp_path):
+    dense = copy.deepcopy(tiny_dit)
+    granularity = GranularityCallback(CoClusters(2), 0.5)
+    callbacks = [PruneCallback(saliency=Magnitude()), granularity, ReportCallback()]
+    logger = TensorBoardLogger(tmp_path, name="run", version="")
+    run = trainer(tmp_path, callbacks, logger=logger)
+    run.fit(Project(tiny_dit), datamodule=Data(scheduler))
+    layers = granularity.clustered
+    names = {layer.target.role.value for layer in layers}
+    assert {"attn_q", "mlp_up", "modulation"} <= names
+    assert {path.stem for path in (tmp_path / "run" / "clusters").iterdir()} == names
+    tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()["images"]
+    assert {f"clusters/{name}" for name in names} <= set(tags)
+    for layer in layers:
+        weight = dense.get_submodule(layer.target.name).weight
+        assert torch.equal(layer.score, weight.detach().abs())
+
+
+@pytest.mark.parametrize("measure", [TrajectoryImportance, OneLayerSensitivity])
+def test_what_importance_was_measured_is_a_figure_and_what_it_took_a_cost(
+    tiny_dit, scheduler, tmp_path, measure
+):
+    project = Project(tiny_dit)
+    project.scheduler = scheduler
+    callbacks = [*pruning(importance=measure(num_trajectories=2, num_steps=2)), ReportCallback()]
+    logger = TensorBoardLogger(tmp_path, name="run", version="")
+    trainer(tmp_path, callbacks, logger=logger).fit(project, datamodule=Data(scheduler))
+    assert imread(tmp_path / "run" / "importance.png")[..., :3].std() > 0.01
+    page = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert "layers/importance" in page.Tags()["images"]
+    cost = json.loads((tmp_path / "run" / "report.json").read_text())["cost"]
+    assert 0 < cost["of which importance, s"] < cost["calibration, s"]
+
+
+def test_what_was_not_measured_has_no_figure(run):
+    folder, _, callbacks = run
+    assert not (folder / "importance.png").exists()
+    assert callbacks[0].importance_seconds < 0.1
 
 
 def test_a_run_folder_that_cannot_be_written_to_is_found_before_the_work(

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_project import Data, Project, evaluation, trainer
+from lightning_project import Data, Project, evaluation, pruning, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
@@ -120,6 +120,34 @@ def test_a_datamodule_without_a_seed_is_refused_before_anything_is_drawn(
 def test_a_study_without_an_evaluation_is_refused(project, scheduler, tmp_path):
     with pytest.raises(ValueError, match="takes a EvaluationCallback, and the trainer has none"):
         trainer(tmp_path, [study()]).validate(project, datamodule=SeededData(scheduler))
+
+
+@pytest.mark.parametrize(
+    ("pruners", "names"),
+    [
+        (pruning(), "PruneCallback and GranularityCallback"),
+        (pruning()[:1], "PruneCallback"),
+        (pruning()[1:], "GranularityCallback"),
+    ],
+)
+def test_a_study_beside_callbacks_that_prune_is_refused_before_any_work(
+    project, scheduler, tmp_path, pruners, names
+):
+    run = trainer(tmp_path, [evaluation(), study(), *pruners], limit_val_batches=1)
+    with pytest.raises(ValueError, match=rf"the trainer has {names} too.*leave them out"):
+        run.validate(project, datamodule=SeededData(scheduler))
+    assert not (tmp_path / "samples").exists()
+    assert not (tmp_path / "statistics").exists()
+
+
+def test_a_study_in_a_fit_is_refused_before_any_work(project, scheduler, tmp_path):
+    dense = copy.deepcopy(project.state_dict())
+    run = trainer(tmp_path, [evaluation(), study()])
+    with pytest.raises(ValueError, match=r"runs in trainer\.validate.*this is trainer\.fit"):
+        run.fit(project, datamodule=SeededData(scheduler))
+    assert project.steps == []
+    assert not (tmp_path / "samples").exists()
+    assert all(torch.equal(value, dense[name]) for name, value in project.state_dict().items())
 
 
 def test_an_impossible_setting_stops_before_anything_is_calibrated(project, scheduler, tmp_path):

@@ -166,7 +166,9 @@ def test_a_study_writes_its_tables_and_goes_on_where_it_was(
     evaluation, study = (c["init_args"] for c in content["trainer"]["callbacks"])
     evaluation.update(num_samples=12, chunk_size=6)
     methods = {name: study["methods"][name] for name in ("magnitude", "wanda")}
-    study.update(sparsities=[0.5], calibration_seeds=[0, 1], methods=methods)
+    study.update(
+        sparsities=[0.5], patterns=study["patterns"][:1], calibration_seeds=[0, 1], methods=methods
+    )
     content["model"]["init_args"].update(source=str(tmp_path / "tiny"), num_inference_steps=2)
     content["data"]["init_args"]["num_calibration_samples"] = 4
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))

@@ -36,7 +36,7 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
             tiny_dit.save_pretrained(tmp_path / "tiny" / "transformer")
             scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
             content["model"]["init_args"]["source"] = str(tmp_path / "tiny")
-        content["data"].setdefault("init_args", {})["num_calibration_samples"] = 4
+        content["data"].setdefault("init_args", {})["num_calibration_samples"] = 8
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     verb = path.read_text().split()[2]
     main([verb, "--config", "config.yaml", "--trainer.limit_val_batches", "1"])

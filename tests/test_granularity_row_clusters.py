@@ -71,7 +71,12 @@ class TestChunks(GranularityContract):
 
     @pytest.mark.parametrize(
         ("shape", "role"),
-        [((48, 8), Role.MLP_UP), ((50, 8), Role.MODULATION), ((4, 8), Role.MODULATION)],
+        [
+            ((48, 8), Role.MLP_UP),
+            ((50, 8), Role.MODULATION),
+            ((80, 8), Role.MODULATION),
+            ((4, 8), Role.MODULATION),
+        ],
     )
     def test_any_other_layer_is_one_cluster(self, shape, role):
         pools = pools_of(self.granularity, noise(*shape), role=role)

@@ -14,6 +14,7 @@ from ditprune.importance import TrajectoryImportance, in_image_units
 from ditprune.layers import target_weights
 from ditprune.sampling import draw_noise, sample_generator, sample_latents
 from ditprune.targets import PruneTarget, Role
+from ditprune.trajectory import Trajectories
 
 MEASURE = TrajectoryImportance(guidance_scale=2.0, num_trajectories=3, num_steps=4)
 
@@ -100,18 +101,32 @@ def test_the_batch_size_of_the_samples_changes_no_bit(tiny_dit, calibration, sch
         assert torch.equal(one[target], other[target])
 
 
+def test_how_trajectories_are_split_over_ranks_changes_no_bit(
+    tiny_dit, calibration, scheduler, monkeypatch
+):
+    options = {"num_trajectories": 64, "num_steps": 2}  # four chunks; divided by 64 exactly
+    whole = measured(tiny_dit, [calibration], scheduler, **options)
+    shares = []
+    for rank in (0, 1):
+        share = lambda chunks, rank=rank: list(chunks)[rank::2]  # noqa: E731
+        monkeypatch.setattr("ditprune.importance.share_of_rank", share)
+        shares.append(measured(tiny_dit, [calibration], scheduler, **options))
+    assert all(torch.equal(shares[0][t] + shares[1][t], whole[t]) for t in whole)
+
+
 def test_every_trajectory_counts_alike(tiny_dit, calibration, scheduler, monkeypatch):
     """One that is a thousand times as sensitive as the others does not decide alone."""
     dense = measured(tiny_dit, [calibration], scheduler)
-    draw = TrajectoryImportance._noise
+    draw = Trajectories.noise
 
-    def louder(self, samples, ids):
-        start, direction = draw(self, samples, ids)
-        return [start, direction * torch.tensor([1e3, 1.0, 1.0]).view(3, 1, 1, 1)]
+    def louder(self, ids, stream="start"):
+        loudness = [1e3, 1.0, 1.0] if stream == "direction" else [1.0, 1.0, 1.0]
+        return draw(self, ids, stream) * torch.tensor(loudness).view(3, 1, 1, 1)
 
-    monkeypatch.setattr(TrajectoryImportance, "_noise", louder)
+    monkeypatch.setattr(Trajectories, "noise", louder)
     for target, importance in measured(tiny_dit, [calibration], scheduler).items():
-        assert torch.allclose(importance, dense[target], rtol=1e-3)
+        atol = 1e-6 * importance.max().item()
+        assert torch.allclose(importance, dense[target], rtol=1e-3, atol=atol)
 
 
 def test_a_multi_step_scheduler_is_followed_by_ddim_of_the_same_noise(
@@ -122,6 +137,26 @@ def test_a_multi_step_scheduler_is_followed_by_ddim_of_the_same_noise(
     other = measured(tiny_dit, [calibration], multi)
     for target in one:
         assert torch.allclose(one[target], other[target], rtol=1e-2)
+
+
+def test_outputs_that_no_image_hears_are_worth_nothing_and_change_nothing_for_others(
+    tiny_dit, calibration, scheduler
+):
+    """The last text stream of some models; here what the last MLP says is multiplied by zero."""
+    mlp = tiny_dit.transformer_blocks[1].ff
+    expected = measured(tiny_dit, [calibration], scheduler, num_trajectories=1)
+    inner = mlp.forward
+    mlp.forward = lambda *args, **kwargs: torch.zeros_like(inner(*args, **kwargs))
+    found = measured(tiny_dit, [calibration], scheduler, num_trajectories=1)
+    silent = {t for t, matrix in found.items() if not matrix.any()}
+    assert {t.name for t in silent} == {
+        f"transformer_blocks.1.ff.net.{part}" for part in ("0.proj", "2")
+    }
+    traces = {t: found[t].trace().item() for t in found if t not in silent}
+    # Each trajectory counts as one: the geometric mean over the layers that are heard.
+    mean = torch.tensor(list(traces.values())).log().mean().exp().item()
+    assert mean == pytest.approx(1.0, rel=1e-3)
+    assert expected.keys() == found.keys()
 
 
 def test_no_samples_is_an_error(tiny_dit, scheduler):

@@ -10,7 +10,7 @@ from ditprune.masks import weight_matrix
 
 
 def target(name: str) -> PruneTarget:
-    return PruneTarget(name, Role.MLP_UP, block=1, num_heads=3)
+    return PruneTarget(name, Role.MLP_UP, block=1, num_heads=3, block_name="blocks.1")
 
 
 def model() -> nn.Module:

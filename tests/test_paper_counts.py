@@ -1,16 +1,37 @@
-"""The parameter counts of arXiv 2607.00927, from the layers' shapes alone.
+"""The parameter counts of arXiv 2607.00927 and of published models, from layers' shapes alone.
 
-They tell which layer was pruned at which granularity: per-row pruning floors in each row, and so
-leaves more. Nothing is allocated: the models are on the meta device.
+The paper's tell which layer was pruned at which granularity: per-row pruning floors in each row,
+and so leaves more. Nothing is allocated: the models are on the meta device.
 """
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from torch import nn
 
 from ditprune.budget import Uniform
-from ditprune.families import DiT, Family, Table
+from ditprune.families import (
+    SD3,
+    DiT,
+    Family,
+    Flux,
+    Flux2,
+    PixArt,
+    QwenImage,
+    Sana,
+    UNet,
+    ZImage,
+)
 from ditprune.granularity import ClusteringAware, Granularity, Layer, Row
 from ditprune.masks import weight_matrix
 from ditprune.plan import Plan, plan
@@ -18,20 +39,6 @@ from ditprune.targets import Role
 
 DIT_PARAMETERS = 675.13e6
 """Of DiT-XL/2 as published. That of diffusers has more: a copy of the embedders in every block."""
-
-PIXART_LAYERS = Table(
-    table={
-        rf"transformer_blocks\.(?P<block>\d+)\.{layer}": role
-        for layer, role in {
-            r"attn[12]\.to_q": Role.ATTN_Q,
-            r"attn[12]\.to_k": Role.ATTN_K,
-            r"attn[12]\.to_v": Role.ATTN_V,
-            r"attn[12]\.to_out\.0": Role.ATTN_OUT,
-            r"ff\.net\.0\.proj": Role.MLP_UP,
-            r"ff\.net\.2": Role.MLP_DOWN,
-        }.items()
-    }
-)
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +109,68 @@ def test_dit_xl_2_of_diffusers_is_the_published_one_but_for_copies_of_its_embedd
 
 @pytest.mark.parametrize(("sparsity", "millions"), [(0.2, 0.174), (0.4, 0.316), (0.5, 0.0)])
 def test_per_row_pixart_sigma_keeps_more_by_what_the_paper_reports(pixart, sparsity, millions):
-    layer = planned(pixart, PIXART_LAYERS, Layer(), sparsity).num_pruned
-    row = planned(pixart, PIXART_LAYERS, Row("floor"), sparsity).num_pruned
+    layer = planned(pixart, PixArt(), Layer(), sparsity).num_pruned
+    row = planned(pixart, PixArt(), Row("floor"), sparsity).num_pruned
     assert (layer - row) / 1e6 == pytest.approx(millions, abs=0.001)
 
 
 def test_pixart_sigma_has_594_million_weights_as_targets(pixart):
-    targets = planned(pixart, PIXART_LAYERS, Layer(), 0.5)
+    targets = planned(pixart, PixArt(), Layer(), 0.5)
     assert targets.num_target_weights / 1e6 == pytest.approx(594.5, abs=0.05)
     assert {layer.shape for layer in targets.layers} == {(1152, 1152), (4608, 1152), (1152, 4608)}
 
 
 def test_clustering_awareness_changes_nothing_in_pixart_sigma_which_modulates_elsewhere(pixart):
-    by_kind = planned(pixart, PIXART_LAYERS, CAG, 0.2)
-    assert by_kind.num_pruned == planned(pixart, PIXART_LAYERS, Layer(), 0.2).num_pruned
+    by_kind = planned(pixart, PixArt(), CAG, 0.2)
+    assert by_kind.num_pruned == planned(pixart, PixArt(), Layer(), 0.2).num_pruned
+
+
+SD3_MEDIUM = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+SD35_MEDIUM = {**SD3_MEDIUM, "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"}
+SDXL = {
+    "cross_attention_dim": 2048,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "family", "total", "targets"),
+    [
+        (FluxTransformer2DModel, {"guidance_embeds": True}, Flux(), 11_901.4, 11_834.2),
+        (Flux2Transformer2DModel, {}, Flux2(), 32_223.3, 31_406.9),
+        (SD3Transformer2DModel, SD3_MEDIUM, SD3(), 2028.3, 2007.8),
+        (SD3Transformer2DModel, SD35_MEDIUM, SD3(), 2243.2, 2222.5),
+        (SanaTransformer2DModel, {}, Sana(), 1604.5, 1555.5),
+        (QwenImageTransformer2DModel, {}, QwenImage(), 20_430.4, 20_384.3),
+        (ZImageTransformer2DModel, {}, ZImage(), 6154.9, 6142.0),
+        (UNet2DConditionModel, SDXL, UNet(), 2567.5, 2221.2),
+    ],
+    ids=["FLUX.1-dev", "FLUX.2-dev", "SD3-medium", "SD3.5-medium", "SANA", "Qwen", "Z", "SDXL"],
+)
+def test_published_models_have_so_many_million_parameters_in_so_many_targets(
+    kind, config, family, total, targets
+):
+    with torch.device("meta"):
+        model = kind(**config)
+    chosen = family.targets(model)
+    weights = sum(weight_matrix(model, target).numel() for target in chosen)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    assert weights / 1e6 == pytest.approx(targets, abs=0.06)
+    assert everything / 1e6 == pytest.approx(total, abs=0.06)
+
+
+def test_flux_1_dev_has_over_a_quarter_of_its_weights_in_modulation():
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(guidance_embeds=True)
+    modulation = [t for t in Flux().targets(model) if t.role is Role.MODULATION]
+    weights = sum(weight_matrix(model, target).numel() for target in modulation)
+    assert weights / 1e9 == pytest.approx(3.23, abs=0.005)
+    assert {target.block for target in modulation} == set(range(19 + 38))

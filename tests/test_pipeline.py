@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ditprune.granularity import ClusteringAware, Layer, Row
 from ditprune.layers import target_weights
 from ditprune.masks import weight_matrix
 from ditprune.recipe import Recipe
+from ditprune.repair import LeastSquares
 from ditprune.saliency import Energy
 
 
@@ -111,6 +113,36 @@ def test_activations_that_are_not_finite_leave_the_model_untouched(tiny_dit, cal
     assert all(torch.equal(value, before[name]) for name, value in tiny_dit.state_dict().items())
 
 
+@dataclass(frozen=True)
+class Failing(LeastSquares):
+    """Fails at the third layer, and remembers the model as it is then."""
+
+    model: torch.nn.Module = None
+    seen: list = field(default_factory=list)
+
+    def solve(self, problem, pools):
+        self.seen.append(copy.deepcopy(self.model.state_dict()))
+        if len(self.seen) == 3:
+            raise KeyboardInterrupt
+        return super().solve(problem, pools)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_repair_that_fails_midway_leaves_the_model_as_it_was(tiny_dit, calibration, sequential):
+    tiny_dit.train()
+    before = copy.deepcopy(tiny_dit.state_dict())
+    repair = Failing(correct_bias=True, model=tiny_dit)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune(tiny_dit, [calibration], repair=repair, sequential=sequential)
+    changed = [
+        name for name, value in repair.seen[2].items() if not torch.equal(value, before[name])
+    ]
+    assert sorted(name.rpartition(".")[2] for name in changed) == ["bias"] * 2 + ["weight"] * 2
+    assert all(torch.equal(value, before[name]) for name, value in tiny_dit.state_dict().items())
+    assert all(module.training for module in tiny_dit.modules())
+    assert caught.tb  # which would keep a calibration that nobody closed where it was
+
+
 def test_an_empty_calibration_set_is_an_error(tiny_dit):
     with pytest.raises(ValueError, match="calibration set is empty"):
         prune(tiny_dit, [])
@@ -123,7 +155,7 @@ def test_a_layer_that_is_never_reached_stops_the_run_after_one_sample(tiny_dit, 
         calls.append(batch)
         return batch.latents
 
-    table = Table(table=DiT().layers, call=skip_the_model)
+    table = Table(table=DiT().layers(tiny_dit), call=skip_the_model)
     with pytest.raises(ValueError, match="14 target layers were never reached"):
         prune(tiny_dit, [calibration], family=table)
     assert len(calls) == 1

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from matplotlib.image import imread
 from ditprune import PruneTarget, Role
 from ditprune.plan import LayerPlan
 from ditprune.plots import (
+    balance_figure,
     heat_map,
+    importance_figure,
     pair_grid,
+    prediction_figure,
     quality_figure,
     row_variation_figure,
     save_curves,
@@ -19,9 +23,13 @@ from ditprune.study import Result
 from ditprune.study_report import StudyReport
 
 
+def target_of(role: Role, block: int) -> PruneTarget:
+    return PruneTarget(f"blocks.{block}.{role.value}", role, block, 1, f"blocks.{block}")
+
+
 def layers() -> list[LayerPlan]:
     return [
-        LayerPlan(PruneTarget(f"{role}{block}", role, block, 1), (4, 4), pool, 4 * block, 0.1)
+        LayerPlan(target_of(role, block), (4, 4), pool, 4 * block, 0.1)
         for role, pool in ((Role.MLP_UP, "layer"), (Role.MODULATION, "row"))
         for block in range(3)
     ]
@@ -32,10 +40,53 @@ def test_the_sparsity_of_every_layer_is_written_into_its_cell():
     assert texts == ["0%", "25%", "50%"] * 2
 
 
+def test_two_layers_of_one_role_in_a_block_have_rows_of_their_own():
+    text = PruneTarget("blocks.0.text.mlp_up", Role.MLP_UP, 0, 1, "blocks.0")
+    figure = sparsity_figure([*layers()[:1], LayerPlan(text, (4, 4), "layer", 4, 0.1)])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "mlp_up",
+        "text.mlp_up",
+    ]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0%", "25%"]
+
+
 def test_layers_pruned_per_row_are_filled_and_others_open():
     open_role, row_role = row_variation_figure(layers()).axes[0].collections
     assert open_role.get_facecolor()[:, 3].tolist() == [0, 0, 0]
     assert row_role.get_facecolor()[:, 3].tolist() == [1, 1, 1]
+
+
+def importance() -> dict[PruneTarget, torch.Tensor]:
+    """Matrices of a mean diagonal of 10^block; the text stream's layer has a role of its own."""
+    names = {"q": Role.ATTN_Q, "text_q": Role.ATTN_Q, "up": Role.MLP_UP}
+    return {
+        PruneTarget(f"blocks.{block}.{name}", role, block, 1, f"blocks.{block}"): torch.tensor(
+            [[0.5, 9.0], [9.0, 1.5]], dtype=torch.float64
+        )
+        * 10.0**block
+        for block in range(3)
+        for name, role in names.items()
+    }
+
+
+def test_the_mean_of_the_diagonal_is_drawn_over_the_blocks_with_a_color_for_each_role():
+    figure = importance_figure(importance())
+    lines = figure.axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[0, 1, 2]] * 3
+    assert all(list(line.get_ydata()) == pytest.approx([1, 10, 100]) for line in lines)
+    query, text_query, up = (line.get_color() for line in lines)
+    assert query == text_query != up
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attn_q", "mlp_up"]
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_a_layer_that_costs_nothing_leaves_a_gap_on_the_logarithmic_axis(tmp_path):
+    costs = importance()
+    costs[next(iter(costs))].zero_()
+    for silent in (costs, {target: 0 * matrix for target, matrix in costs.items()}):
+        figure = importance_figure(silent)
+        assert np.isnan(figure.axes[0].lines[0].get_ydata()[0])
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_each_dense_image_stands_above_the_pruned_one():
@@ -47,7 +98,7 @@ def test_each_dense_image_stands_above_the_pruned_one():
     assert grid[0, 10 + 66, 10] == 255
 
 
-def study_of(num_methods: int, psnr: float = 20.0, seeds=(0, 1, 2)) -> StudyReport:
+def study_of(num_methods: int, psnr: float = 20.0, seeds=(0, 1, 2), mse=None) -> StudyReport:
     results = [
         Result(
             method=f"method {number}",
@@ -59,7 +110,10 @@ def study_of(num_methods: int, psnr: float = 20.0, seeds=(0, 1, 2)) -> StudyRepo
             model_sparsity=0.4,
             mask_hash="abc",
             pruning_seconds=1.0,
-            metrics={"fid": [2.0 ** (place + number) + seed], "psnr": [psnr]},
+            prediction_error=2.0**number,
+            metrics={"mse": [mse(number, place)]}
+            if mse
+            else {"fid": [2.0 ** (place + number) + seed], "psnr": [psnr]},
         )
         for seed in seeds
         for place, setting in enumerate(("60%", "70%", "80%", "2:4"))
@@ -120,16 +174,29 @@ def clustered(num_rows: int, num_columns: int):
 
 def test_a_heat_map_has_the_rows_of_a_cluster_together_and_lines_between():
     score, labels = clustered(8, 5)
-    axes = heat_map(score, labels, "up").axes[0]
+    figure = heat_map(score, labels, torch.zeros(5, dtype=torch.long), "up")
+    axes, means = figure.axes[:2]
     assert axes.images[0].get_array()[:, 0].tolist() == [0.0] * 4 + [1.0] * 2 + [2.0] * 2
     heights = [segment[0][1] for segment in axes.collections[0].get_segments()]
     assert heights == [3.5, 5.5]
-    assert axes.get_title() == "up"
+    assert not axes.collections[1].get_segments()
+    assert figure.get_suptitle() == "up"
+    assert means.collections[0].get_offsets().tolist() == [
+        [mean, row] for row, mean in enumerate([0.0] * 4 + [1.0] * 2 + [2.0] * 2)
+    ]
+
+
+def test_a_heat_map_of_clusters_of_columns_has_those_together_too():
+    scores, labels = clustered(8, 5)
+    axes = heat_map(scores.T, torch.zeros(5, dtype=torch.long), labels, "up").axes[0]
+    assert axes.images[0].get_array()[0].tolist() == [0.0] * 4 + [1.0] * 2 + [2.0] * 2
+    places = [segment[0][0] for segment in axes.collections[1].get_segments()]
+    assert places == [3.5, 5.5]
 
 
 def test_a_large_heat_map_is_thinned_and_its_lines_stay_between_the_clusters():
     score, labels = clustered(1030, 2000)
-    axes = heat_map(score, labels, "up").axes[0]
+    axes = heat_map(score, labels, torch.zeros(2000, dtype=torch.long), "up").axes[0]
     shown = axes.images[0].get_array()
     assert shown.shape == (344, 500)
     heights = [segment[0][1] for segment in axes.collections[0].get_segments()]
@@ -140,6 +207,35 @@ def test_a_large_heat_map_is_thinned_and_its_lines_stay_between_the_clusters():
 
 
 def test_a_heat_map_of_one_cluster_and_of_scores_of_zero_is_drawn(tmp_path):
-    figure = heat_map(torch.zeros(4, 6), torch.zeros(4, dtype=torch.long), "up")
+    alike = [torch.zeros(side, dtype=torch.long) for side in (4, 6)]
+    figure = heat_map(torch.zeros(4, 6), *alike, "up")
     figure.savefig(tmp_path / "map.png")
     assert figure.axes[0].images[0].get_array().tolist() == [[-12.0] * 6] * 4
+
+
+def test_every_method_is_a_curve_of_its_settings_over_prediction_and_image_error():
+    report = study_of(2, mse=lambda number, place: float(number + place))
+    axes = prediction_figure(report).axes[0]
+    curves = {line.get_label(): line for line in axes.lines}
+    assert curves["method 1"].get_xdata().tolist() == [2.0] * 4
+    assert curves["method 1"].get_ydata().tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_the_balance_is_the_axis_whatever_the_order_of_the_methods():
+    report = study_of(3, mse=lambda number, place: 10.0 ** (number - place))
+    report = replace(report, balances={"method 0": 1.0, "method 1": 0.0, "method 2": 0.5})
+    images, steps = balance_figure(report).axes
+    curve = images.containers[2].lines[0]
+    assert images.containers[2].get_label() == "80%"
+    assert curve.get_xdata().tolist() == [0.0, 0.5, 1.0]
+    assert curve.get_ydata().tolist() == pytest.approx([0.1, 1.0, 0.01])
+    assert steps.containers[0].lines[0].get_ydata().tolist() == [2.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("balances", "figures"), [({}, {"mse", "prediction"}), ({"method 0": 1.0}, {"alpha"})]
+)
+def test_figures_of_image_errors_are_written_where_they_say_something(balances, figures, tmp_path):
+    report = replace(study_of(2, mse=lambda number, place: 1.0 + place), balances=balances)
+    save_curves(report, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == figures | {"mse", "prediction"}

@@ -3,10 +3,10 @@ import pytest
 import torch
 from contracts import GramRepairContract, problem_of, repair_problem, repaired_by
 
+from ditprune.cholesky import factorise
 from ditprune.repair import ADMM, LeastSquares, SparseGPT
 from ditprune.repair.admm import growth, stable_mask
 from ditprune.repair.base import relative_error
-from ditprune.repair.factors import factorise
 
 
 def error_of(repair, problem) -> float:

@@ -3,9 +3,9 @@ import pytest
 import torch
 from contracts import GramRepairContract, masked_only, problem_of, repair_problem, repaired_by
 
+from ditprune.cholesky import factorise
 from ditprune.repair import ADMM, KroneckerADMM
 from ditprune.repair.base import LayerProblem, hessian_of
-from ditprune.repair.factors import factorise
 from ditprune.repair.kronecker import Curvature, Spectrum, mixed, refine
 
 

@@ -10,7 +10,7 @@ from ditprune.targets import PruneTarget, Role
 
 
 def layer(name: str, role: Role, block: int = 0) -> PruneTarget:
-    return PruneTarget(f"blocks.{block}.{name}", role, block, num_heads=1)
+    return PruneTarget(f"blocks.{block}.{name}", role, block, 1, f"blocks.{block}")
 
 
 UP, DOWN = layer("ff.net.0.proj", Role.MLP_UP), layer("ff.net.2", Role.MLP_DOWN)

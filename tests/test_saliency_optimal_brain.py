@@ -129,7 +129,7 @@ class TestOBS:
     def test_a_matrix_with_infinities_is_refused(self):
         stats = gram_stats(np.eye(6))
         stats.gram[0, 1] = stats.gram[1, 0] = float("inf")
-        with pytest.raises(ValueError, match="NaN or infinity"):
+        with pytest.raises(ValueError, match="NaN or infinite"):
             self.saliency.score(some_weight(), stats)
 
     def test_no_damping_is_refused(self):

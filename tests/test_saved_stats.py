@@ -1,13 +1,26 @@
+import re
+
 import pytest
 import torch
 
+from ditprune import saved_stats
 from ditprune.calibration import LogDecrease, Observation, calibrate
+from ditprune.decision import Evidence
 from ditprune.families import DiT
+from ditprune.importance import TrajectoryImportance
 from ditprune.layers import target_weights
-from ditprune.saved_stats import load_importance, load_stats, save_importance, save_stats
+from ditprune.saved_stats import (
+    load_evidence,
+    load_importance,
+    load_stats,
+    save_evidence,
+    save_importance,
+    save_stats,
+)
 from ditprune.targets import Role
 
 SEEN = Observation(3, LogDecrease(25), with_gram=True)
+MEASURE = TrajectoryImportance(1.5, num_trajectories=2, num_steps=3)
 
 
 @pytest.fixture
@@ -70,16 +83,36 @@ def importance(weights):
 
 
 def test_importance_comes_back_to_the_bit(importance, weights, tmp_path):
-    save_importance(tmp_path / "importance.safetensors", importance)
-    loaded = load_importance(tmp_path / "importance.safetensors", weights)
+    save_importance(tmp_path / "importance.safetensors", importance, MEASURE)
+    loaded = load_importance(tmp_path / "importance.safetensors", weights, MEASURE)
     assert list(loaded) == list(importance)
     assert all(torch.equal(loaded[t], importance[t]) for t in importance)
     assert {matrix.dtype for matrix in loaded.values()} == {torch.float64}
 
 
-def test_importance_that_was_not_measured_comes_back_as_none(weights, tmp_path):
-    save_importance(tmp_path / "importance.safetensors", {})
-    assert load_importance(tmp_path / "importance.safetensors", weights) == {}
+@pytest.mark.parametrize("measure", [None, MEASURE])
+def test_importance_that_nobody_asks_for_is_not_given(importance, weights, tmp_path, measure):
+    path = tmp_path / "importance.safetensors"
+    save_importance(path, importance if measure else {}, measure)
+    assert load_importance(path, weights, None) == {}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TrajectoryImportance(4.0, num_trajectories=2, num_steps=3),
+        TrajectoryImportance(1.5, num_trajectories=2, num_steps=3, seed=1),
+        None,
+    ],
+)
+def test_importance_of_another_measure_is_refused_by_an_error_that_names_both(
+    importance, weights, tmp_path, other
+):
+    path = tmp_path / "importance.safetensors"
+    save_importance(path, importance if other else {}, other)
+    both = re.escape(f"tells of importance={other}, and importance={MEASURE} is asked for")
+    with pytest.raises(ValueError, match=both):
+        load_importance(path, weights, MEASURE)
 
 
 def test_importance_that_is_missing_cut_off_or_of_other_layers_is_an_error_that_names_it(
@@ -87,11 +120,29 @@ def test_importance_that_is_missing_cut_off_or_of_other_layers_is_an_error_that_
 ):
     path = tmp_path / "importance.safetensors"
     with pytest.raises(ValueError, match=r"cannot read importance from .*importance.safetensors"):
-        load_importance(path, weights)
-    save_importance(path, dict(list(importance.items())[:-1]))
-    with pytest.raises(ValueError, match=r"importance from .*Delete the file"):
-        load_importance(path, weights)
-    save_importance(path, importance)
+        load_importance(path, weights, MEASURE)
+    save_importance(path, dict(list(importance.items())[:-1]), MEASURE)
+    with pytest.raises(ValueError, match=r"importance from .*calibrate again"):
+        load_importance(path, weights, MEASURE)
+    save_importance(path, importance, MEASURE)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="cannot read importance from"):
-        load_importance(path, weights)
+        load_importance(path, weights, MEASURE)
+
+
+def test_importance_of_a_model_is_never_found_beside_statistics_of_another(
+    tiny_dit, calibration, weights, importance, tmp_path, monkeypatch
+):
+    stats = calibrate(tiny_dit, [calibration], DiT(), weights, SEEN)
+    evidence = Evidence(stats, importance)
+    save_evidence(tmp_path, evidence, weights, SEEN, MEASURE)
+    next(iter(weights.values()))[0, 0] += 1
+
+    def fail(*arguments):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(saved_stats, "save_importance", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_evidence(tmp_path, evidence, weights, SEEN, MEASURE)
+    with pytest.raises(ValueError, match="another model"):
+        load_evidence(tmp_path, weights, SEEN, MEASURE)

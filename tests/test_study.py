@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ditprune.layers import target_weights
 from ditprune.masks import weight_matrix
 from ditprune.recipe import Recipe
 from ditprune.repair import KroneckerADMM, LeastSquares, SparseGPT
-from ditprune.saliency import Energy, Magnitude
+from ditprune.saliency import Energy, Magnitude, SearchedEnergy
 from ditprune.study import Bench, Study, at, run
 
 WANDA = Recipe(Energy(1.0, 1.0), Row())
@@ -306,10 +307,10 @@ def test_other_targets_are_other_results(bench_of, tmp_path):
     assert result.target_set.startswith("12 layers (attn_q")
 
 
-@pytest.mark.parametrize("kind", ["", "-importance"])
+@pytest.mark.parametrize("kind", ["statistics", "importance"])
 def test_statistics_that_are_damaged_are_collected_again(bench_of, calibrated, tmp_path, kind):
     results = run(Study({"best": BEST}, (0.5,), seeds=(0,)), bench_of())
-    paths = list((tmp_path / "statistics").glob(f"seed0-????????????{kind}.safetensors"))
+    paths = list((tmp_path / "statistics").glob(f"seed0-????????????/{kind}.safetensors"))
     assert len(paths) == 1
     paths[0].write_bytes(paths[0].read_bytes()[:-100])
     more = run(Study({"best": BEST}, (0.5, 0.6), seeds=(0,)), bench_of())
@@ -323,6 +324,28 @@ def test_a_seed_is_calibrated_once_for_all_that_look_at_it_alike(bench_of, calib
     # Two seeds; the recipe with importance has files of its own.
     assert len(calibrated) == 4
     assert all(observation.with_gram for observation in calibrated)
+
+
+def test_importance_of_another_guidance_scale_is_measured_anew(bench_of, tmp_path):
+    run(Study({"best": BEST}, (0.5,), seeds=(0,)), bench_of())
+    other = replace(BEST, importance=replace(IMPORTANCE, guidance_scale=6.0))
+    study = Study({"best": other}, (0.5,), seeds=(0,))
+    results = run(study, bench_of())
+    assert facts(results) == facts(run(study, bench_of(folder=tmp_path / "fresh")))
+
+
+def test_model_and_samples_are_identified_once_and_not_for_every_cell(bench_of, monkeypatch):
+    calls = []
+
+    def count(name: str) -> None:
+        inner = getattr(study_module, name)
+        monkeypatch.setattr(study_module, name, lambda of: (calls.append(name), inner(of))[1])
+
+    count("fingerprint")
+    count("digest_of")
+    run(STUDY, bench_of())
+    assert calls.count("fingerprint") == 14
+    assert calls.count("digest_of") == 2
 
 
 def test_gram_matrices_are_kept_only_if_a_method_reads_them(bench_of, calibrated):
@@ -372,3 +395,37 @@ def test_names_of_methods_may_be_anything(bench_of, tmp_path):
     results = run(study, bench_of())
     assert len(list((tmp_path / "cells").iterdir())) == 2
     assert run(study, bench_of()) == results
+
+
+def test_predictions_are_judged_on_samples_of_a_seed_that_no_method_was_given(
+    bench_of, tiny_dit, samples
+):
+    result = run(Study({"wanda": WANDA}, (0.5,), seeds=(3, 1)), bench_of())[0]
+    pruned = copy.deepcopy(tiny_dit)
+    ditprune.prune(pruned, samples(3), family=DiT(), recipe=WANDA.at(0.5))
+    errors = []
+    for batch in samples(study_module.HELD_OUT_SEED):
+        with torch.no_grad():
+            for i in range(len(batch.latents)):
+                dense, spoiled = (DiT().predict(m, batch.sample(i)) for m in (tiny_dit, pruned))
+                errors.append(((spoiled - dense).square().sum() / dense.square().sum()).item())
+    assert result.prediction_error == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_no_method_may_be_given_the_samples_that_judge():
+    with pytest.raises(ValueError, match="draws the samples that judge"):
+        Study({"a": WANDA}, (0.5,), seeds=(0, study_module.HELD_OUT_SEED))
+
+
+def test_methods_that_differ_in_the_balance_alone_make_a_curve():
+    methods = {f"alpha {n}": Recipe(Energy(2.0, n), Layer()) for n in (0.0, 1.0, 3.0)}
+    others = {"magnitude": MAGNITUDE, "wanda": WANDA, "repaired": SPARSE_GPT}
+    study = Study({**methods, **others}, (0.5,))
+    assert study.balances() == {"alpha 0.0": 0.0, "alpha 1.0": 0.5, "alpha 3.0": 1.5}
+    assert Study(others, (0.5,)).balances() == {}
+
+
+def test_the_balance_that_was_found_is_written_down(bench_of):
+    searched = Recipe(SearchedEnergy((0.25,)), Layer())
+    (result,) = run(Study({"searched": searched}, (0.5,), seeds=(0,)), bench_of())
+    assert result.recipe["saliency"] == repr(Energy(1.0, 0.25))

@@ -5,6 +5,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+from scipy.stats import spearmanr
 
 from ditprune.study import Result
 from ditprune.study_report import StudyReport
@@ -19,6 +20,7 @@ def result(method: str, setting: str, seed: int, **changes) -> Result:
         "model_sparsity": 0.25 + 0.01 * seed,
         "mask_hash": f"{method}{seed}",
         "pruning_seconds": 1.0 + seed,
+        "prediction_error": number / 10,
         "metrics": {"fid": [number + seed, number + seed + 4.0], "psnr": [20.0, 10.0 + seed]},
     }
     return Result(**{"method": method, "setting": setting, "seed": seed, **values, **changes})
@@ -52,9 +54,10 @@ def test_the_table_gives_mean_and_deviation_over_the_calibration_seeds(report):
     # 15, 15.5, 17.5: mean 16, (1 + 0.25 + 2.25) / 2, root 1.3.
     head, _, _, a, b = rows_of(report.table("50%"))
     assert head == [
-        *("method", "targets' sparsity", "model's sparsity", "fid ↓", "psnr ↑", "pruning, s")
+        *("method", "targets' sparsity", "model's sparsity", "fid ↓", "psnr ↑"),
+        *("prediction error ↓", "pruning, s"),
     ]
-    assert a == ["a", "50.00%", "27.00%", "5 ± 3", "16 ± 1", "3.0"]
+    assert a == ["a", "50.00%", "27.00%", "5 ± 3", "16 ± 1", "0.1 ± 0", "3.0"]
     assert b[0] == "b"
     assert b[3] == "6 ± 3"
     assert statistics.stdev([3.0, 4.0, 8.0]) == pytest.approx(7**0.5)
@@ -62,7 +65,7 @@ def test_the_table_gives_mean_and_deviation_over_the_calibration_seeds(report):
 
 def test_the_dense_row_has_a_mean_over_the_sampling_seeds_and_no_deviation(report):
     dense = rows_of(report.table("2:4"))[2]
-    assert dense == ["dense", "0%", "0%", "0.625", "", ""]
+    assert dense == ["dense", "0%", "0%", "0.625", "", "0", ""]
 
 
 def test_the_page_says_what_was_pruned_drawn_and_repeated(report):
@@ -77,7 +80,7 @@ def test_the_page_says_what_was_pruned_drawn_and_repeated(report):
 
 def test_one_seed_has_no_deviation():
     report = StudyReport([result("a", "50%", 0)], {}, 6, "rows")
-    assert rows_of(report.table("50%"))[3] == ["a", "50.00%", "25.00%", "3", "15", "1.0"]
+    assert rows_of(report.table("50%"))[3] == ["a", "50.00%", "25.00%", "3", "15", "0.1", "1.0"]
 
 
 def test_every_pair_of_seeds_is_a_line_of_the_csv(report):
@@ -115,3 +118,20 @@ def test_saving_writes_both_files(report, tmp_path):
     report.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.csv", "study.md"]
     assert (tmp_path / "study.md").read_text() == report.to_markdown()
+
+
+def test_the_page_tells_whether_predictions_rank_methods_as_images_do():
+    """Against scipy's Spearman correlation; a Pearson correlation would differ."""
+    images, predictions = [1.0, 2.0, 30.0, 4.0, 5.5], [0.1, 0.4, 0.2, 0.3, 9.0]
+    names = "abcde"
+    cells = [
+        replace(
+            result("a", "50%", 0), method=name, prediction_error=predicted, metrics={"mse": [image]}
+        )
+        for name, image, predicted in zip(names, images, predictions, strict=True)
+    ]
+    expected = spearmanr(predictions, images).statistic
+    report = StudyReport(cells, {}, 6, "rows")
+    assert report.agreement("50%") == pytest.approx(expected)
+    assert f"over the methods: {expected:.2f}" in report.to_markdown()
+    assert "rank correlation" not in StudyReport(cells[:3], {}, 6, "rows").to_markdown()

@@ -11,9 +11,9 @@ from torch import Tensor
 from ditprune.activations import ActivationStats
 from ditprune.budget.base import Budget, around
 from ditprune.budget.whole_model import below_common_threshold
+from ditprune.cholesky import factorise
 from ditprune.granularity.layer import layer_pools
 from ditprune.repair.admm import ITERATIONS_PER_PENALTY, Spectrum, growth_at
-from ditprune.repair.factors import factorise
 from ditprune.saliency import Scores
 from ditprune.targets import PruneTarget
 

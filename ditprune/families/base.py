@@ -4,7 +4,7 @@ import abc
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     latents: Float[Tensor, "b ..."]
     """Noised latents, in the model's own layout."""
     timestep: Shaped[Tensor, " b"]
-    """In the units the model takes."""
+    """As the scheduler counts, mostly from 0 to 1000: families change it to the model's units."""
     condition: Condition
     """Class labels [b], or named tensors [b, ...]."""
     noise_level: Float[Tensor, " b"]
@@ -71,6 +71,9 @@ def cast_like(x: Tensor, weight: Tensor) -> Tensor:
 class Family(abc.ABC):
     """Where the prunable layers of a kind of model are, and how to call it once."""
 
+    model_classes: ClassVar[tuple[str, ...]] = ()
+    """Names of the classes this family is of, for models whose family nobody tells."""
+
     include: str = ""
     """Regular expression a layer's name must contain to be a target."""
     ignore: str | None = None
@@ -78,41 +81,61 @@ class Family(abc.ABC):
     ignore_roles: tuple[Role, ...] = ()
     """Roles to leave dense, `(Role.MODULATION,)` for instance."""
 
-    @property
     @abc.abstractmethod
-    def layers(self) -> Mapping[str, Role]:
-        """The table: a pattern of whole module names, its group `block` the block's index."""
+    def layers(self, model: nn.Module) -> Mapping[str, Role]:
+        r"""Return the table: patterns of whole module names, and the roles of what they match.
 
-    @abc.abstractmethod
-    def num_heads(self, model: nn.Module) -> int:
-        """Return the number of attention heads of a block."""
+        Group `block` is the whole name of the block: `(?P<block>blocks\.\d+)\.attn\.proj`.
+        """
 
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Float[Tensor, "branches b ..."]:
-        """Call the model once for every guidance branch, the conditional one first."""
+        """Call the model once for every guidance branch, the conditional one first.
+
+        What comes back is what the scheduler's `step` takes.
+        """
+
+    def num_heads(self, model: nn.Module, layer: str) -> int:
+        """Return the heads of the attention nearest to a layer; 1 if there is none."""
+        while layer:
+            layer = layer.rpartition(".")[0]
+            inside = [vars(module) for module in model.get_submodule(layer).modules()]
+            heads = [each.get("heads", each.get("num_heads")) for each in inside]
+            if found := [number for number in heads if isinstance(number, int)]:
+                return found[0]
+        return 1
 
     def targets(self, model: nn.Module) -> list[PruneTarget]:
         """Return the layers to prune, in the order in which the model names them.
 
         Raises:
-            ValueError: if a pattern of the table matches no layer, or if no layer is left.
+            ValueError: if a pattern of the table matches no layer or tells no block, or if no
+                layer is left.
         """
         candidates = [name for name, module in model.named_modules() if is_prunable(module)]
-        heads = self.num_heads(model)
-        found = {pattern: matching(pattern, candidates) for pattern in self.layers}
-        self._demand_all(found, candidates)
+        places = self._places(model, candidates)
+        blocks = list(dict.fromkeys(block for _, block in places.values()))
         targets = [
-            PruneTarget(match.string, role, int(match["block"]), heads)
-            for pattern, role in self.layers.items()
-            for match in found[pattern]
-            if self._wants(match.string, role)
+            PruneTarget(name, role, blocks.index(block), self.num_heads(model, name), block)
+            for name, (role, block) in places.items()
+            if self._wants(name, role)
         ]
         if not targets:
             raise ValueError(
                 f"{self} leaves nothing to prune. Widen include, ignore or ignore_roles; "
                 f"the layers are:\n{listing(candidates)}"
             )
-        return sorted(targets, key=lambda target: candidates.index(target.name))
+        return targets
+
+    def _places(self, model: nn.Module, candidates: list[str]) -> dict[str, tuple[Role, str]]:
+        """Return role and block of the layers that the table lists, in the model's order."""
+        table = self.layers(model)
+        found = {pattern: matching(pattern, candidates) for pattern in table}
+        self._demand_all(found, candidates)
+        places = {
+            m.string: (table[p], block_of(m)) for p, matches in found.items() for m in matches
+        }
+        return {name: places[name] for name in candidates if name in places}
 
     def _wants(self, name: str, role: Role) -> bool:
         ignored = self.ignore is not None and re.search(self.ignore, name)
@@ -144,6 +167,21 @@ def is_prunable(module: nn.Module) -> bool:
 def matching(pattern: str, names: list[str]) -> list[re.Match[str]]:
     """Return the matches of those names that the pattern matches whole."""
     return [match for name in names if (match := re.fullmatch(pattern, name))]
+
+
+def block_of(match: re.Match[str]) -> str:
+    """Return the name of a layer's block, as the pattern tells it.
+
+    Raises:
+        ValueError: if the pattern's group `block` is missing, or not the start of the name.
+    """
+    block = match.groupdict().get("block")
+    if block is None or not f"{match.string}.".startswith(f"{block}."):
+        raise ValueError(
+            f"the pattern {match.re.pattern} must tell the block of {match.string} by its whole "
+            r"name, in a group `block`: (?P<block>blocks\.\d+)\.mlp, for instance"
+        )
+    return block
 
 
 def listing(names: list[str], most: int = 40) -> str:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditprune.families.base import Batch, Family, config_of
+from ditprune.families.parts import attention, feed_forward, in_blocks, modulation
 from ditprune.targets import Role
-
-BLOCK = r"transformer_blocks\.(?P<block>\d+)\."
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,16 @@ class DiT(Family):
     timestep and label embedder in each block (`norm1.emb`), and the final layer stay dense.
     """
 
-    @property
-    def layers(self) -> Mapping[str, Role]:
-        """The table of diffusers' names."""
-        return {
-            BLOCK + r"norm1\.linear": Role.MODULATION,
-            BLOCK + r"attn1\.to_q": Role.ATTN_Q,
-            BLOCK + r"attn1\.to_k": Role.ATTN_K,
-            BLOCK + r"attn1\.to_v": Role.ATTN_V,
-            BLOCK + r"attn1\.to_out\.0": Role.ATTN_OUT,
-            BLOCK + r"ff\.net\.0\.proj": Role.MLP_UP,
-            BLOCK + r"ff\.net\.2": Role.MLP_DOWN,
-        }
+    model_classes: ClassVar[tuple[str, ...]] = ("DiTTransformer2DModel",)
 
-    def num_heads(self, model: nn.Module) -> int:
-        """Return `config.num_attention_heads`."""
-        return int(config_of(model).num_attention_heads)
+    def layers(self, model: nn.Module) -> Mapping[str, Role]:
+        """Return the table of diffusers' names."""
+        return in_blocks(
+            "transformer_blocks",
+            modulation(r"norm1\.linear"),
+            attention("attn1"),
+            feed_forward("ff"),
+        )
 
     def predict(self, model: nn.Module, batch: Batch) -> Float[Tensor, "2 b c h w"]:
         """Predict with the class asked for, and with the null class of guidance."""

@@ -20,18 +20,17 @@ class Table(Family):
     """Any module whose prunable layers are listed, pattern by pattern, with their roles."""
 
     table: Mapping[str, Role] = field(default_factory=dict)
-    r"""Whole module names, `blocks\.(?P<block>\d+)\.attn\.proj` for instance, and their roles."""
+    r"""Whole module names, `(?P<block>blocks\.\d+)\.attn\.proj` for instance, and their roles."""
     heads: int = 1
     """Attention heads of a block."""
     call: Callable[[nn.Module, Batch], Tensor] = call_positionally
     """How to call the model once."""
 
-    @property
-    def layers(self) -> Mapping[str, Role]:
-        """The table given."""
+    def layers(self, model: nn.Module) -> Mapping[str, Role]:
+        """Return the table given."""
         return self.table
 
-    def num_heads(self, model: nn.Module) -> int:
+    def num_heads(self, model: nn.Module, layer: str) -> int:
         """Return the number given."""
         return self.heads
 

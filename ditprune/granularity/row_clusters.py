@@ -25,6 +25,8 @@ SMALLEST_SPREAD = 0.01
 """Of the logarithms in a cluster: differences below 1 % in loudness divide nobody."""
 SILENCE = 1e-6
 """Of the loudest row: what is quieter is all the same."""
+MOST_CHUNKS = 9
+"""Outputs of one adaLN layer: nine in SD3.5's blocks of dual attention."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Clusters(Pools):
                 kept = keep_top(block.reshape(1, -1), count.reshape(1))
                 mask[rows[:, None], columns] = kept.reshape(block.shape)
         return mask
+
+    def density(self) -> Float64[Tensor, "row_clusters column_clusters"]:
+        """Return the fraction that every block keeps."""
+        sizes = self.row_labels.bincount().outer(self.column_labels.bincount())
+        return self.num_kept / sizes.double()
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,8 @@ def chunk_labels(target: PruneTarget, shape: Shape) -> Int64[np.ndarray, " rows"
     """Return which of adaLN's outputs a row belongs to: six in DiT, as wide as the input each."""
     rows, inputs = shape
     is_adaln = target.role is Role.MODULATION and rows % inputs == 0
-    return np.arange(rows) // (inputs if is_adaln else rows)
+    # Where the input is narrower than the block, as in Z-Image, more parts would come out.
+    return np.arange(rows) // (inputs if is_adaln and rows // inputs <= MOST_CHUNKS else rows)
 
 
 def log_loudness(score: Float[Tensor, "out in"]) -> Float64[np.ndarray, " out"]:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
+from ditprune.cholesky import factorise
 from ditprune.granularity import Pools
 from ditprune.repair.base import LayerProblem, Repair, quadratic
-from ditprune.repair.factors import factorise
 from ditprune.repair.least_squares import least_squares
 
 ITERATIONS_PER_PENALTY = 3

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ditprune.activations import ActivationStats
+from ditprune.cholesky import factorise
 from ditprune.granularity import Pools
-from ditprune.repair.factors import factorise
 
 GOAL_DAMPING = 0.001
 """Of H, as a fraction of its mean diagonal: inputs too few to tell leave the weights dense."""

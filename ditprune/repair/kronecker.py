@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
+from ditprune.cholesky import factorise
 from ditprune.granularity import Pools
 from ditprune.repair.admm import resting_mask
 from ditprune.repair.base import LayerProblem, Repair
-from ditprune.repair.factors import factorise
 from ditprune.repair.least_squares import least_squares
 
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from ditprune.cholesky import factorise
 from ditprune.granularity import Pools
 from ditprune.repair.base import LayerProblem, Repair
-from ditprune.repair.factors import factorise
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ditprune.cholesky import inverse_factor
 from ditprune.granularity import Pools, Runs
 from ditprune.granularity.base import keep_top
 from ditprune.repair.base import LayerProblem, Repair
-from ditprune.repair.factors import inverse_factor
 
 Choose = Callable[[Float[Tensor, "out width"], int], Bool[Tensor, "out width"]]
 """Returns which weights stay, by the scores of some columns and the index of the first."""

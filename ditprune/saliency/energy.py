@@ -32,6 +32,11 @@ class Energy(Saliency):
                 f"got {self.weight_exponent} and {self.activation_exponent}"
             )
 
+    @property
+    def balance(self) -> float:
+        """alpha = n/m: |W| RMS(X)^alpha ranks a layer's weights alike."""
+        return self.activation_exponent / self.weight_exponent
+
     def score(
         self, weight: Float[Tensor, "out in"], stats: ActivationStats
     ) -> Float[Tensor, "out in"]:

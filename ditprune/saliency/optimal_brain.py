@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from ditprune.activations import ActivationStats
+from ditprune.cholesky import alive, inverse_factor
 from ditprune.distributed import all_cores
 from ditprune.saliency.base import Saliency
 
@@ -52,23 +52,7 @@ class OBS(Saliency):
     ) -> Float[Tensor, "out in"]:
         """Return W^2 / diag(H^-1), and zero where nothing flows in."""
         hessian = stats.second_moment().to(weight.device)
-        alive = hessian.diagonal() > 0
-        if not alive.any():
-            return torch.zeros_like(weight, dtype=torch.float32)
         with all_cores():
-            cost = 1 / diagonal_of_inverse(hessian, self.damping)
-        return weight.float().square() * cost.where(alive, 0.0).float()
-
-
-def diagonal_of_inverse(
-    hessian: Float64[Tensor, "in in"], damping: float
-) -> Float64[Tensor, " in"]:
-    """Return the diagonal of the inverse of H, damped until it has one."""
-    damped = hessian.clone()
-    damped.diagonal().add_(damping * hessian.diagonal()[hessian.diagonal() > 0].mean())
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    if not failed:
-        return torch.cholesky_inverse(factor).diagonal()
-    if not hessian.isfinite().all():
-        raise ValueError("the Gram matrix holds NaN or infinity: check the calibration samples")
-    return diagonal_of_inverse(hessian, 10 * damping)
+            diagonal_of_inverse = inverse_factor(hessian, self.damping).square().sum(0)
+        cost = (1 / diagonal_of_inverse).where(alive(hessian), 0.0)
+        return weight.float().square() * cost.float()

@@ -3,8 +3,8 @@ import pytest
 import torch
 from contracts import repair_problem
 
+from ditprune.cholesky import alive, factorise, inverse_factor, inverse_of_upper
 from ditprune.repair.base import hessian_of
-from ditprune.repair.factors import alive, factorise, inverse_factor, inverse_of_upper
 
 
 def some_hessian(num_tokens: int = 200) -> torch.Tensor:
