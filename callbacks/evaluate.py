@@ -1,5 +1,6 @@
 """Draws images from the dense and the pruned model, and compares them."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -31,7 +32,14 @@ from ditprune.metrics import (
     FrechetDistance,
     InceptionScore,
     PrecisionRecall,
+    SpatialFrechetDistance,
 )
+
+MANY_IMAGES = 10_000
+"""From here on, published Frechet distances."""
+BIASED = (FrechetDistance, SpatialFrechetDistance)
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -76,7 +84,9 @@ class EvaluationCallback(BeforePruning):
 
         Args:
             extractor: the network whose features are compared.
-            metrics: on those features; None is FID, inception score, precision and recall.
+            metrics: on those features; None is FID, inception score, precision and recall. With
+                an empty list no reference images are asked for: the pruned model's images are
+                compared with the dense one's alone.
             num_samples: images to draw for each seed.
             seeds: of the noise; tables give mean and standard deviation over them.
             chunk_size: images drawn at once; it decides which kernels run, so it may move the
@@ -101,7 +111,11 @@ class EvaluationCallback(BeforePruning):
                 "condition, generators), and there is none; see ditprune.evaluation.Sampler"
             )
         self._plan(trainer)
+        if self.metrics:
+            self._source(trainer).reference_dataloader()
         self.extractor.to(pl_module.device)  # loads its weights: now, not after the sampling
+        if self.dense is None and trainer.is_global_zero:
+            self._warn_of_few_images()
 
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the dense model's images, once."""
@@ -138,6 +152,8 @@ class EvaluationCallback(BeforePruning):
         return f"{self.extractor.name} {metrics} {settings} {self.dense}"
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
+        if not self.metrics:
+            return {}
         return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))
 
     def _reference(self, trainer: L.Trainer) -> Features:
@@ -171,6 +187,16 @@ class EvaluationCallback(BeforePruning):
                 "datamodule with both to the trainer"
             )
         return source
+
+    def _warn_of_few_images(self) -> None:
+        biased = any(isinstance(metric, BIASED) for metric in self.metrics)
+        if biased and self.num_samples < MANY_IMAGES:
+            log.warning(
+                "FID is measured on %d images: its bias goes as 1/N, so that numbers of different "
+                "N do not compare; those published take %d or more",
+                self.num_samples,
+                MANY_IMAGES,
+            )
 
     def _log(self, pl_module: L.LightningModule, model: str, measured: Measured) -> None:
         for name, values in measured.items():

@@ -105,16 +105,16 @@ def draw_chunk(
     ids = [*chunk.ids, *padding]
     generators = [sample_generator(chunk.seed, sample_id) for sample_id in ids]
     images = to_uint8(sampler.sample(plan.conditions[ids], generators)).cpu()
-    features = extractor.extract(images)
-    drawn = {"images": images, "pool": features.pool, "logits": features.logits}
-    return {name: tensor[: len(chunk.ids)].clone() for name, tensor in drawn.items()}
+    drawn = {"images": images, **extractor.extract(images).tensors()}
+    plain = torch.contiguous_format  # images of diffusers have their channels last in memory
+    return {n: x[: len(chunk.ids)].clone(memory_format=plain) for n, x in drawn.items()}
 
 
 def name_of(first: Mapping[str, Tensor], plan: SamplingPlan, extractor: FeatureExtractor) -> str:
     """Return a digest of the first chunk and of what else decides the others."""
     digest = hashlib.sha256(first["images"].numpy().tobytes())
     digest.update(plan.conditions.numpy().tobytes())
-    digest.update(f"{plan.seeds[0]}/{plan.chunk_size}/{extractor.name}".encode())
+    digest.update(f"{plan.seeds[0]}/{plan.chunk_size}/{extractor.name}/{sorted(first)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -129,10 +129,8 @@ def read_chunk(path: Path) -> dict[str, Tensor] | None:
 def load_samples(home: Path, plan: SamplingPlan, seed: int) -> Samples:
     """Return all samples of one seed from their files."""
     chunks = [load_file(home / c.file_name) for c in plan.chunks() if c.seed == seed]
-    images, pool, logits = (
-        torch.cat([chunk[name] for chunk in chunks]) for name in ("images", "pool", "logits")
-    )
-    return Samples(images, Features(pool, logits))
+    drawn = joined(chunks)
+    return Samples(drawn.pop("images"), Features(**drawn))
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
@@ -175,5 +173,9 @@ def extract_all(
     batches: Iterable[UInt8[Tensor, "b c h w"]], extractor: FeatureExtractor
 ) -> Features:
     """Return the features of all images of a loader."""
-    pools, logits = zip(*(extractor.extract(images) for images in batches), strict=True)
-    return Features(torch.cat(pools), torch.cat(logits))
+    return Features(**joined([extractor.extract(images).tensors() for images in batches]))
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all parts, one part after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

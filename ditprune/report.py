@@ -14,7 +14,9 @@ from ditprune.plan import LayerPlan, Plan
 
 LOWER_IS_BETTER = "↓"
 HIGHER_IS_BETTER = "↑"
-DIRECTION = {"fid": LOWER_IS_BETTER, "mse": LOWER_IS_BETTER}
+DIRECTION = dict.fromkeys(
+    ("fid", "fid_infinity", "sfid", "kid", "kid_std", "cmmd", "mse"), LOWER_IS_BETTER
+)
 """Which way is better; what is not named is better higher."""
 
 

@@ -7,7 +7,12 @@ from lightning_project import Data, Project, Rows, evaluation, pruning, trainer
 
 from ditprune.callbacks import ReportCallback
 from ditprune.evaluation import to_uint8
-from ditprune.metrics import frechet_distance
+from ditprune.metrics import (
+    FrechetDistance,
+    KernelInceptionDistance,
+    SpatialFrechetDistance,
+    frechet_distance,
+)
 from ditprune.sampling import sample_generator
 
 
@@ -86,6 +91,34 @@ def test_dense_images_are_found_again_by_the_next_run(tiny_dit, scheduler, tmp_p
         assert Counting.num_drawn == drawn
 
 
+def test_few_images_for_a_frechet_distance_are_a_warning_before_the_work_and_only_once(
+    tiny_dit, scheduler, tmp_path, caplog
+):
+    project, run = Project(tiny_dit), trainer(tmp_path, [*pruning(), evaluation()])
+    run.fit(project, datamodule=Data(scheduler))
+    run.validate(project, datamodule=Data(scheduler))
+    assert caplog.text.count("FID is measured on 6 images: its bias goes as 1/N") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_samples", "warned"),
+    [
+        (FrechetDistance, 9999, True),
+        (SpatialFrechetDistance, 9999, True),
+        (FrechetDistance, 10_000, False),
+        (KernelInceptionDistance, 6, False),
+    ],
+)
+def test_the_warning_is_of_biased_metrics_on_fewer_images_than_published(
+    tiny_dit, scheduler, tmp_path, caplog, metric, num_samples, warned
+):
+    measured = evaluation(metrics=[metric()], num_samples=num_samples)
+    run = trainer(tmp_path, [measured])
+    run.datamodule = Data(scheduler)
+    measured.setup(run, Project(tiny_dit), "validate")
+    assert ("do not compare" in caplog.text) == warned
+
+
 def test_a_module_that_cannot_sample_is_refused_at_once(tiny_dit, scheduler, tmp_path):
     class Mute(L.LightningModule):
         validation_step = Project.validation_step
@@ -120,3 +153,34 @@ def test_a_callback_that_joins_after_the_pruning_measures_the_pruned_model_alone
     assert late.dense is None
     assert late.pruned == {"fid": [pytest.approx(fid(images_of(tiny_dit), scheduler), rel=1e-6)]}
     assert "| fid ↓ |  | " in (tmp_path / "report.md").read_text()
+
+
+def test_without_metrics_the_pruned_images_are_compared_with_the_dense_ones_alone(
+    tiny_dit, scheduler, tmp_path
+):
+    class NoReference(Data):
+        def reference_dataloader(self):
+            raise ValueError("there are no real images")
+
+    measured = evaluation(metrics=[])
+    data = NoReference(scheduler)
+    trainer(tmp_path, [*pruning(), measured]).validate(Project(tiny_dit), datamodule=data)
+    assert measured.dense == {}
+    assert measured.pruned.keys() == {"mse", "psnr", "ssim"}
+
+
+def test_references_that_are_not_there_are_missed_before_anything_is_drawn(
+    tiny_dit, scheduler, tmp_path
+):
+    class NoReference(Data):
+        def reference_dataloader(self):
+            raise ValueError("there are no real images")
+
+    class Mute(Project):
+        def sample(self, condition, generators):
+            raise AssertionError("too late")
+
+    with pytest.raises(ValueError, match="no real images"):
+        trainer(tmp_path, [evaluation()]).validate(
+            Mute(tiny_dit), datamodule=NoReference(scheduler)
+        )

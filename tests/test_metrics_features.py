@@ -14,18 +14,25 @@ from torch_fidelity import feature_extractor_inceptionv3 as their_inception
 from torchmetrics import MetricCollection
 
 from ditprune.metrics import (
+    CMMD,
+    ADMInceptionScore,
     DigitsClassifier,
     FeatureMetric,
     Features,
+    FIDInfinity,
     FrechetDistance,
     InceptionScore,
     InceptionV3,
+    KernelInceptionDistance,
     PrecisionRecall,
+    SpatialFrechetDistance,
 )
 from ditprune.metrics.features import DIGITS_WEIGHTS
 from ditprune.zoo.digits import DigitClassifier, load_split
 
-METRICS = [FrechetDistance, InceptionScore, PrecisionRecall]
+SCORES = [InceptionScore, ADMInceptionScore]
+DISTANCES = [FrechetDistance, SpatialFrechetDistance, KernelInceptionDistance, FIDInfinity, CMMD]
+METRICS = [*SCORES, *DISTANCES, PrecisionRecall]
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -35,7 +42,7 @@ def random_images(*shape, seed=0):
 
 def random_features(num_images, seed=0, shift=0.0):
     noise = torch.randn(num_images, 9, generator=torch.Generator().manual_seed(seed))
-    return Features(noise[:, :5] + shift, 3 * noise[:, 5:])
+    return Features(noise[:, :5] + shift, 3 * noise[:, 5:], noise[:, 2:8].square() + shift)
 
 
 class Bomb:
@@ -74,7 +81,7 @@ def test_pixels_are_scaled_to_the_ends_of_minus_one_to_one():
 def test_an_empty_batch_has_features_of_the_right_width():
     features = DigitsClassifier().extract(random_images(0, 1, 8, 8))
     assert (features.pool.shape, features.logits.shape) == ((0, 64), (0, 10))
-    assert [len(part) for part in random_features(3).none()] == [0, 0]
+    assert [len(part) for part in random_features(3).none()] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 8, 9), (2, 1, 16, 16)])
@@ -198,10 +205,7 @@ def compute(metric, generated, reference):
 
 
 def rows(features, *bounds):
-    return [
-        Features(features.pool[start:stop], features.logits[start:stop])
-        for start, stop in pairwise(bounds)
-    ]
+    return [Features(*(part[start:stop] for part in features)) for start, stop in pairwise(bounds)]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -268,7 +272,7 @@ def test_a_set_without_images_is_an_error_that_names_it(metric):
     some = random_features(20)
     with pytest.raises(ValueError, match="no generated images"):
         compute(metric(), [some.none()], [some])
-    if metric is not InceptionScore:
+    if metric not in SCORES:
         with pytest.raises(ValueError, match="no reference images"):
             compute(metric(), [some], [])
 
@@ -281,6 +285,13 @@ def test_features_of_two_extractors_are_refused_as_soon_as_they_come():
     metric.update(wide, wide.none())
     with pytest.raises(ValueError, match="3 and 5 features cannot be measured together"):
         metric.update(narrow.none(), narrow)
+
+
+@pytest.mark.parametrize("metric", SCORES)
+def test_scores_of_an_extractor_without_classes_are_an_error_and_not_one(metric):
+    pool = torch.rand(20, 3)
+    with pytest.raises(ValueError, match="this extractor knows no classes; use InceptionV3"):
+        compute(metric(), [Features(pool, torch.empty(20, 0))], [])
 
 
 def test_a_metric_that_forgets_to_compute_cannot_be_made():
@@ -375,6 +386,22 @@ def smooth_images(num_images, num_channels=3):
     return nn.functional.interpolate(coarse, (40, 48), mode="bilinear").byte()
 
 
+def by_adm(network, images):
+    """The seventeenth block by hand: what its first branch says, place by place."""
+    x = images.float()
+    x = their_inception.interpolate_bilinear_2d_like_tensorflow1x(
+        x, (299, 299), align_corners=False
+    )
+    x = (x - 128) / 128
+    for name, module in network.named_children():
+        if name == "Mixed_6d":
+            break
+        x = module(x)
+    x = module.branch1x1(x)
+    rows = [x[:, :7, row, column] for row in range(17) for column in range(17)]
+    return torch.cat(rows, dim=1)
+
+
 @pytest.mark.slow
 def test_inception_is_torch_fidelitys_bit_for_bit(inception_weights):
     images = smooth_images(2)
@@ -388,6 +415,10 @@ def test_inception_is_torch_fidelitys_bit_for_bit(inception_weights):
     assert features.pool.std() > 0.01
     assert torch.equal(features.pool, pool)
     assert torch.equal(features.logits, logits)
+    assert torch.equal(features.spatial, by_adm(theirs, images))
+    assert features.spatial.std() > 0.01
+    assert not theirs.Mixed_6d.branch1x1._forward_hooks
+    assert not extractor.network.Mixed_6d.branch1x1._forward_hooks
     assert extractor.name.startswith("inception-v3-compat/")
     assert extractor.name == InceptionV3(inception_weights).name
 
@@ -397,7 +428,8 @@ def test_inception_sees_grey_images_as_colour_and_reads_empty_batches(inception_
     extractor, grey = InceptionV3(inception_weights).to("cpu"), smooth_images(2, num_channels=1)
     in_colour = extractor.extract(grey.repeat(1, 3, 1, 1))
     assert torch.equal(extractor.extract(grey).pool, in_colour.pool)
-    assert extractor.extract(grey[:0]).pool.shape == (0, 2048)
+    nothing = extractor.extract(grey[:0])
+    assert [part.shape for part in nothing] == [(0, 2048), (0, 1008), (0, 2023)]
     with pytest.raises(ValueError, match=r"1 or 3 channels; got the shape \(2, 4, 8, 8\)"):
         extractor.extract(random_images(2, 4, 8, 8))
 

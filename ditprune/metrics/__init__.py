@@ -1,14 +1,29 @@
 """How good the images are: features of both sets, and the numbers made of them."""
 
+from ditprune.metrics.adm_inception_score import ADMInceptionScore as ADMInceptionScore
+from ditprune.metrics.adm_inception_score import adm_inception_score as adm_inception_score
 from ditprune.metrics.base import FeatureMetric as FeatureMetric
+from ditprune.metrics.clip import ClipImages as ClipImages
+from ditprune.metrics.clip_score import ClipScore as ClipScore
+from ditprune.metrics.clip_score import ClipScores as ClipScores
+from ditprune.metrics.clip_score import clip_score as clip_score
+from ditprune.metrics.cmmd import CMMD as CMMD
+from ditprune.metrics.cmmd import cmmd as cmmd
+from ditprune.metrics.dinov2 import Dinov2 as Dinov2
 from ditprune.metrics.features import DigitsClassifier as DigitsClassifier
 from ditprune.metrics.features import FeatureExtractor as FeatureExtractor
 from ditprune.metrics.features import Features as Features
+from ditprune.metrics.fid_infinity import FIDInfinity as FIDInfinity
+from ditprune.metrics.fid_infinity import fid_infinity as fid_infinity
 from ditprune.metrics.frechet import FrechetDistance as FrechetDistance
 from ditprune.metrics.frechet import frechet_distance as frechet_distance
 from ditprune.metrics.inception import InceptionV3 as InceptionV3
 from ditprune.metrics.inception_score import InceptionScore as InceptionScore
 from ditprune.metrics.inception_score import inception_score as inception_score
+from ditprune.metrics.kid import KernelInceptionDistance as KernelInceptionDistance
+from ditprune.metrics.kid import kernel_distance as kernel_distance
+from ditprune.metrics.kid import subset_distances as subset_distances
 from ditprune.metrics.paired import paired_errors as paired_errors
 from ditprune.metrics.precision_recall import PrecisionRecall as PrecisionRecall
 from ditprune.metrics.precision_recall import precision_recall as precision_recall
+from ditprune.metrics.spatial_frechet import SpatialFrechetDistance as SpatialFrechetDistance

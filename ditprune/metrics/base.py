@@ -65,9 +65,15 @@ class FeatureMetric(Metric, abc.ABC):
         """Return the logits of the generated images.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are none, or the extractor knows no classes.
         """
-        return collect(self.generated_logits, "generated")
+        logits = collect(self.generated_logits, "generated")
+        if not logits.shape[1]:
+            raise ValueError(
+                "inception scores need logits, and this extractor knows no classes; use "
+                "InceptionV3 or DigitsClassifier, or leave the score out"
+            )
+        return logits
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""

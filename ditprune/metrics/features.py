@@ -26,11 +26,18 @@ class Features(NamedTuple):
     pool: Float[Tensor, "n d"]
     """The penultimate activations: for distances between sets."""
     logits: Float[Tensor, "n c"]
-    """The class logits: for the inception score."""
+    """The class logits: for the inception score; of width 0 where there are no classes."""
+    spatial: Float[Tensor, "n s"] | None = None
+    """Activations that have not been averaged over places, for sFID; few networks have them."""
 
     def none(self) -> "Features":
         """Return the features of no image, as wide as these: what an idle rank contributes."""
-        return Features(self.pool[:0], self.logits[:0])
+        spatial = None if self.spatial is None else self.spatial[:0]
+        return Features(self.pool[:0], self.logits[:0], spatial)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what there is, by name: how it is stored."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
 
 
 class FeatureExtractor(abc.ABC):

@@ -2,21 +2,25 @@
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import (
     URL_INCEPTION_V3,
     FeatureExtractorInceptionV3,
 )
 
 from ditprune.metrics.features import FeatureExtractor, Features, building, measuring, weights_hash
+from ditprune.metrics.pretrained import in_colour
 
 NAME = "inception-v3-compat"
 FEATURES = ["2048", "logits_unbiased"]
+NUM_SPATIAL_CHANNELS = 7
 WHERE_FROM = (
     f"Download {URL_INCEPTION_V3} and give InceptionV3 its local path as weights=; without "
     "weights= it is downloaded from there."
@@ -24,7 +28,7 @@ WHERE_FROM = (
 
 
 class InceptionV3(FeatureExtractor):
-    """TensorFlow's 2015 Inception: 2048 features and 1008 logits without bias.
+    """TensorFlow's 2015 Inception: 2048 features, 1008 logits without bias, 2023 spatial features.
 
     Resized as TensorFlow 1 did, so that the numbers compare with ADM's evaluator and with
     torch-fidelity, whose port and weights these are (https://github.com/toshas/torch-fidelity).
@@ -49,20 +53,37 @@ class InceptionV3(FeatureExtractor):
 
     def extract(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         """Return the features of images, in float32 on the CPU; grey ones are seen as colour."""
-        if images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"Inception reads images of 1 or 3 channels; got the shape {tuple(images.shape)}. "
-                "Give n x channels x height x width."
-            )
         device = self.network.fc.weight.device
-        with measuring(device):
-            pool, logits = self.network(images.to(device).expand(-1, 3, -1, -1))
-        return Features(pool.cpu(), logits.cpu())
+        with measuring(device), spatial_features(self.network) as spatial:
+            pool, logits = self.network(in_colour(images).to(device))
+        return Features(pool.cpu(), logits.cpu(), spatial.pop().cpu())
 
     def to(self, device: torch.device | str) -> "InceptionV3":
         """Move the network, and return the extractor."""
         self.network.to(device)
         return self
+
+
+@contextmanager
+def spatial_features(
+    network: FeatureExtractorInceptionV3,
+) -> Iterator[list[Float[Tensor, "n 2023"]]]:
+    """Collect the spatial features of the images that pass meanwhile.
+
+    They are the first 7 channels of what TensorFlow calls mixed_6/conv, on 17x17 places, in its
+    order: channels last (https://github.com/openai/guided-diffusion, evaluations/evaluator.py).
+    """
+    collected: list[Tensor] = []
+
+    def collect(_: nn.Module, __: object, channels: Tensor) -> None:
+        first = channels[:, :NUM_SPATIAL_CHANNELS]
+        collected.append(first.permute(0, 2, 3, 1).flatten(1))
+
+    handle = network.Mixed_6d.branch1x1.register_forward_hook(collect)
+    try:
+        yield collected
+    finally:
+        handle.remove()
 
 
 def load_inception(weights: str | None) -> FeatureExtractorInceptionV3:

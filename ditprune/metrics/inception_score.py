@@ -14,6 +14,7 @@ from ditprune.metrics.base import FeatureMetric
 class InceptionScore(FeatureMetric):
     """How sure the classifier is of each image and how evenly it uses its classes.
 
+    By torch-fidelity's protocol: ten splits of shuffled images. `ADMInceptionScore` is the other.
     The reference is not looked at and may be empty. Images are shuffled by position before they
     are split: for equal numbers on any number of ranks, bring them into one order first.
     """
