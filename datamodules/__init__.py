@@ -3,3 +3,4 @@
 from ditprune.datamodules.calibration import CalibrationDataset as CalibrationDataset
 from ditprune.datamodules.calibration import collate as collate
 from ditprune.datamodules.digits import DigitsDataModule as DigitsDataModule
+from ditprune.datamodules.prompts import PromptDataModule as PromptDataModule

@@ -1,8 +1,10 @@
 """Calibration samples: noised images at timesteps that cover the whole schedule evenly."""
 
+import copy
+
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +23,7 @@ class CalibrationDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        images: Float[Tensor, "images c h w"],
+        images: Float[Tensor, "images ..."],
         conditions: Condition,
         scheduler: SchedulerMixin,
         num_samples: int = 128,
@@ -30,10 +32,12 @@ class CalibrationDataset(Dataset[Batch]):
         """Choose what to noise.
 
         Args:
-            images: clean images in [-1, 1], or latents of the model's own scale.
+            images: clean images in [-1, 1], or latents in the model's own layout and scale.
             conditions: the class of each [images], or named tensors [images, ...]: embeddings
                 of its prompt, for instance.
-            scheduler: whose `add_noise` to use: the model's own.
+            scheduler: whose noise to use: the model's own. Of flow matching, the timesteps that
+                it is set to are those there are: prepared for sampling, as `Encoded.scheduler`
+                is, its few; else all.
             num_samples: how many samples to make; the paper's 128 are enough (Table 10).
             seed: of images, timesteps and noise.
         """
@@ -45,6 +49,7 @@ class CalibrationDataset(Dataset[Batch]):
         self.images = images
         self.conditions = conditions
         self.scheduler = scheduler
+        self.timesteps = ascending_timesteps(scheduler)
         self.num_samples = num_samples
         self.seed = seed
         generator = sample_generator(seed, 0, "calibration order")
@@ -57,18 +62,49 @@ class CalibrationDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Return one sample, as a batch of one."""
         generator = sample_generator(self.seed, index, "calibration")
-        num_timesteps = self.scheduler.config.num_train_timesteps
         level = (index + torch.rand(1, generator=generator)) / self.num_samples
-        timestep = (level * num_timesteps).long().clamp(max=num_timesteps - 1)
+        timestep = at_level(self.timesteps, level)
         chosen = self.order[[index % len(self.order)]]
         image = self.images[chosen]
         noise = torch.randn(image.shape, generator=generator)
         return Batch(
-            latents=self.scheduler.add_noise(image, noise, timestep),
+            latents=add_noise(self.scheduler, image, noise, timestep),
             timestep=timestep,
             condition=map_condition(lambda values: values[chosen], self.conditions),
-            noise_level=timestep / num_timesteps,
+            noise_level=timestep / self.scheduler.config.num_train_timesteps,
         )
+
+
+def ascending_timesteps(scheduler: SchedulerMixin) -> Shaped[Tensor, " timesteps"]:
+    """Return those to which images can be noised, the cleanest first."""
+    if is_flow_matching(scheduler):
+        return scheduler.timesteps.flip(0)
+    return torch.arange(scheduler.config.num_train_timesteps)
+
+
+def at_level(values: Shaped[Tensor, " n"], level: Float[Tensor, " 1"]) -> Shaped[Tensor, " 1"]:
+    """Return the value in the part of the list that a level in [0, 1] is in."""
+    return values[(level * len(values)).long().clamp(max=len(values) - 1)]
+
+
+def add_noise(
+    scheduler: SchedulerMixin,
+    image: Float[Tensor, "1 ..."],
+    noise: Float[Tensor, "1 ..."],
+    timestep: Shaped[Tensor, " 1"],
+) -> Float[Tensor, "1 ..."]:
+    """Mix an image with noise as the scheduler does."""
+    if not is_flow_matching(scheduler):
+        return scheduler.add_noise(image, noise, timestep)
+    scheduler = copy.copy(scheduler)
+    # Where a pipeline said that it begins, all would be noised to that step.
+    scheduler._begin_index = None
+    return scheduler.scale_noise(image, timestep, noise)
+
+
+def is_flow_matching(scheduler: SchedulerMixin) -> bool:
+    """Tell by what diffusers calls the mixing there."""
+    return hasattr(scheduler, "scale_noise")
 
 
 def collate(samples: list[Batch]) -> Batch:

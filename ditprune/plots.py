@@ -133,7 +133,7 @@ def prediction_figure(report: StudyReport) -> Figure:
             [statistics.fmean(report.values(method, s, "mse")) for s in cells],
             color=f"C{number % 10}",
             marker=MARKERS[(number + number // 10) % len(MARKERS)],
-            linewidth=0.8,
+            linestyle="",
             label=method,
         )
     axes.set(xscale="log", yscale="log", ylabel="mse of the images to the dense model's")

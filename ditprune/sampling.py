@@ -1,8 +1,10 @@
 """Images from a denoiser and a scheduler, a function of each sample's own seed."""
 
+import copy
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,24 +37,47 @@ def sample_latents(
     condition: Condition,
     generators: Sequence[torch.Generator],
     *,
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     guidance_scale: float,
 ) -> Float[Tensor, "b ..."]:
     """Denoise `noise` with classifier-free guidance (Ho & Salimans 2022, Eq. 6).
 
-    The guided branches are combined first and the scheduler steps on the b samples, each with
-    its own generator, so that stochastic schedulers do not depend on the batch either.
+    None steps are those that the scheduler's timesteps are set to already.
     """
-    scheduler = scheduler.from_config(scheduler.config)
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    if num_inference_steps is not None:
+        scheduler = scheduler.from_config(scheduler.config)
+        scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    steps = denoising(model, family, scheduler, noise, condition, generators, guidance_scale)
+    return deque(steps, maxlen=1).pop().latents
+
+
+@torch.no_grad()
+def denoising(
+    model: nn.Module,
+    family: Family,
+    scheduler: SchedulerMixin,
+    noise: Float[Tensor, "b ..."],
+    condition: Condition,
+    generators: Sequence[torch.Generator],
+    guidance_scale: float,
+) -> Iterator[Batch]:
+    """Yield what the model sees before every step of the schedule, and at last what is left.
+
+    A step is taken when the next batch is asked for. The guided branches are combined first and
+    the scheduler, of which a copy is used, steps on the b samples, each with its own generator, so
+    that stochastic schedulers do not depend on the batch either.
+    """
+    scheduler = copy.deepcopy(scheduler)
     extra = step_arguments(scheduler, generators)
-    latents = noise * scheduler.init_noise_sigma
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
     for timestep in scheduler.timesteps:
         batch = batch_at(scheduler, latents, timestep, condition)
+        yield batch
         prediction = guide(family.predict(model, batch), guidance_scale)
         prediction = prediction[:, : latents.shape[1]]  # a learned variance is not used
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
-    return latents
+    clean = torch.zeros(len(latents), device=latents.device)
+    yield Batch(latents, clean, condition, clean)
 
 
 def batch_at(
@@ -61,10 +86,11 @@ def batch_at(
     timestep: Tensor,
     condition: Condition,
 ) -> Batch:
-    """Return what the model sees at one timestep of the schedule."""
-    timesteps = timestep.expand(len(latents))
+    """Return what the model sees at one timestep of the schedule; flow matching scales nothing."""
+    scale = getattr(scheduler, "scale_model_input", lambda latents, timestep: latents)
+    timesteps = timestep.to(latents.device).expand(len(latents))
     return Batch(
-        latents=scheduler.scale_model_input(latents, timestep),
+        latents=scale(latents, timestep),
         timestep=timesteps,
         condition=condition,
         noise_level=timesteps / scheduler.config.num_train_timesteps,

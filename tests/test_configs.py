@@ -1,12 +1,19 @@
 """Every YAML in configs/ runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_pipelines
 import yaml
 
 from ditprune.cli import main
 
+PIPELINES = {
+    "flux": tiny_pipelines.flux,
+    "pixart": tiny_pipelines.pixart,
+    "sd3": tiny_pipelines.sd3,
+}
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
@@ -30,6 +37,8 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
             shrink_study(callback["init_args"])
     if path.stem.startswith("train_"):
         content["trainer"].update(max_steps=2, max_epochs=1)
+    elif path.stem.split("_")[0] in PIPELINES:
+        shrink_pipeline(content, tmp_path, PIPELINES[path.stem.split("_")[0]])
     else:
         content["model"]["init_args"]["num_inference_steps"] = 2
         if path.stem != "digits":  # which runs on the model that it names
@@ -48,3 +57,16 @@ def shrink_study(options: dict) -> None:
     for recipe in options["methods"].values():
         if "importance" in recipe:
             recipe["importance"]["init_args"].update(num_trajectories=2, num_steps=2)
+
+
+def shrink_pipeline(content: dict, folder: Path, pipeline: Callable) -> None:
+    pipeline().save_pretrained(folder / "tiny")
+    (folder / "prompts.txt").write_text("a cat\na dog\nblue moon\n")
+    options = content["model"]["init_args"]
+    options.update(source=str(folder / "tiny"), num_inference_steps=2, height=16, width=16)
+    if "pixart" in pipeline.__name__:
+        options["options"] = {"use_resolution_binning": False}  # which knows no such small images
+    content["data"]["init_args"].update(prompts="prompts.txt", num_calibration_samples=4)
+    for callback in content["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("EvaluationCallback"):
+            callback["init_args"]["extractor"] = "lightning_project.Rows"

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.utils.data import DataLoader
 
 from ditprune.datamodules import CalibrationDataset, DigitsDataModule, collate
 from ditprune.families import Batch
+from ditprune.sampling import sample_generator
 
 
 @pytest.fixture
@@ -90,3 +92,31 @@ def test_a_seed_draws_other_digits_and_the_datamodules_own_seed_the_same():
     assert not torch.equal(own.latents, zero.latents)
     plain = joined(DigitsDataModule(num_calibration_samples=8).calibration_dataloader())
     assert torch.equal(plain.latents, zero.latents)
+
+
+@pytest.mark.parametrize("num_inference_steps", [None, 5])
+def test_latents_of_flow_matching_are_mixed_as_its_scheduler_does(num_inference_steps):
+    """By hand: sigma * noise + (1 - sigma) * image, at timesteps that the scheduler has."""
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if num_inference_steps:
+        flow.set_timesteps(num_inference_steps)
+        flow.set_begin_index(0)  # as pipelines do
+    tokens = torch.randn(20, 6, 4)
+    text = {"text": torch.arange(20.0).view(20, 1)}
+    samples = CalibrationDataset(tokens, text, flow, num_samples=10, seed=3)
+    for index in range(10):
+        sample, generator = samples[index], sample_generator(3, index, "calibration")
+        torch.rand(1, generator=generator)
+        noise, sigma = torch.randn(1, 6, 4, generator=generator), sample.timestep / 1000
+        image = tokens[samples.order[[index]]]
+        assert torch.allclose(sample.latents, sigma * noise + (1 - sigma) * image, atol=1e-5)
+        assert sample.timestep in flow.timesteps
+        assert sample.condition["text"].item() == samples.order[index]
+        assert torch.equal(sample.noise_level, sigma)
+    steps = [(flow.timesteps == samples[i].timestep).nonzero().item() for i in range(10)]
+    parts = [step * 10 // len(flow.timesteps) for step in steps]
+    assert (
+        parts == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+        if not num_inference_steps
+        else [8, 8, 6, 6, 4, 4, 2, 2, 0, 0]
+    )

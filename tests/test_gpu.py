@@ -5,11 +5,15 @@ import copy
 import pytest
 import torch
 from lightning_project import Data, Project, evaluation, pruning, trainer
+from tiny_pipelines import PROMPTS, pipeline_of
 
 import ditprune
-from ditprune.callbacks import ReportCallback
+from ditprune.callbacks import PruneCallback, ReportCallback
+from ditprune.datamodules import PromptDataModule
 from ditprune.families import DiT
 from ditprune.granularity import ClusteringAware
+from ditprune.importance import TrajectoryImportance
+from ditprune.lit import PipelineModule
 from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 
@@ -47,3 +51,27 @@ def test_a_whole_run_on_the_gpu_leaves_a_report(tiny_dit, scheduler, tmp_path):
     run.validate(Project(tiny_dit), datamodule=Data(scheduler))
     assert (tmp_path / "report.json").exists()
     assert callbacks[1].masks.violations(tiny_dit) == []
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart"])
+def test_a_pipeline_leaves_the_gpu_to_its_transformer_when_prompts_are_encoded(kind, tmp_path):
+    binning = {"use_resolution_binning": False} if kind == "pixart" else {}
+    module = PipelineModule(
+        pipeline_of(kind), num_inference_steps=2, height=16, width=16, options=binning
+    )
+    importance = TrajectoryImportance(num_trajectories=2, num_steps=2)
+    pruner, chooser = PruneCallback(importance=importance), pruning()[1]
+    measured = evaluation(metrics=[])
+    run = trainer(tmp_path, [pruner, chooser, measured], accelerator="gpu", devices=1)
+    on_device = []
+    drawn = module.trajectory_points
+
+    def look(*args):
+        points = drawn(*args)
+        on_device.append([module.pipeline.text_encoder.device.type, module.transformer.device.type])
+        return points
+
+    module.trajectory_points = look
+    run.validate(module, datamodule=PromptDataModule(PROMPTS, num_calibration_samples=4))
+    assert on_device == [["cpu", "cuda"]]
+    assert measured.pruned["mse"][0] > 0

@@ -1,0 +1,111 @@
+"""Pipelines of diffusers, loaded as they are stored, and the network in them that denoises."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import is_accelerate_available
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ditprune.families import Conditional
+from ditprune.families.base import listing
+from ditprune.families.known import family_of, kinds
+
+DENOISERS = ("transformer", "unet")
+"""What diffusers calls it."""
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The dtypes that are kept; others are read as float32."""
+
+
+def load_pipeline(source: str) -> DiffusionPipeline:
+    """Load a folder that `save_pretrained` wrote, or a hub id, in the dtype of its transformer.
+
+    Raises:
+        ValueError: if it cannot be read, telling what would help; if it holds nothing to prune.
+    """
+    try:
+        parts = DiffusionPipeline.load_config(source)
+        part = denoiser_among(parts, source)
+        folder = source if Path(source).is_dir() else DiffusionPipeline.download(source)
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            dtype=stored_dtype(Path(folder) / part),
+            low_cpu_mem_usage=is_accelerate_available(),
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot load {source!r}: {remedy(source, error)}") from error
+
+
+def denoiser_among(parts: Any, source: str) -> str:
+    """Return the name of the network that denoises among those of a pipeline's parts."""
+    found = [name for name in DENOISERS if parts.get(name)]
+    if not found:
+        names = [name for name in parts if not name.startswith("_")]
+        raise ValueError(
+            f"{source} has neither a transformer nor a unet, and so nothing to prune; its parts "
+            f"are: {', '.join(names) or 'none'}"
+        )
+    return found[0]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of the weights in a folder; float32 where safetensors do not tell."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                return STORED.get(file.get_slice(name).get_dtype(), torch.float32)
+    return torch.float32
+
+
+def remedy(source: str, error: BaseException) -> str:
+    """Return what would help against an error of loading."""
+    if Path(source).is_dir():
+        return f"{error}. The folder must be one that diffusers' save_pretrained wrote"
+    if is_path(source):
+        return "there is no such folder"
+    if any(isinstance(cause, GatedRepoError) for cause in causes(error)):
+        return f"it is gated: accept its terms at https://huggingface.co/{source}, then log in "
+    return (
+        f"there is no such folder, and the hub did not give it: {error}. Check the name and the "
+        "network (private and gated models take `hf auth login`), or give a folder"
+    )
+
+
+def is_path(source: str) -> bool:
+    """Tell whether a source cannot be a hub id: those are `name` or `owner/name`."""
+    return source.startswith((".", "~", "/")) or source.count("/") > 1
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and what led to it."""
+    return [] if error is None else [error, *causes(error.__cause__ or error.__context__)]
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
+    """Return the network that denoises.
+
+    Raises:
+        ValueError: if the pipeline has none.
+    """
+    name = denoiser_among(pipeline.components, type(pipeline).__name__)
+    model: nn.Module = pipeline.components[name]
+    return model
+
+
+def conditional_family(model: nn.Module) -> Conditional:
+    """Return the family of a network with named conditions.
+
+    Raises:
+        ValueError: if none names its class, listing those that are known.
+    """
+    family = family_of(model)
+    if not isinstance(family, Conditional):
+        known = [name for kind in kinds(Conditional) for name in kind.model_classes]
+        raise ValueError(
+            f"no family knows {type(model).__name__}; give one (family=..., families.Guess() to "
+            f"begin with), or one of these models:\n{listing(known)}"
+        )
+    return family
