@@ -1,6 +1,5 @@
 """Draws images from the dense and the pruned model, and compares them."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +23,7 @@ from ditprune.evaluation import (
     extract_all,
     measure,
     measure_pairs,
+    warn_of_few_images,
 )
 from ditprune.metrics import (
     FeatureExtractor,
@@ -32,14 +32,7 @@ from ditprune.metrics import (
     FrechetDistance,
     InceptionScore,
     PrecisionRecall,
-    SpatialFrechetDistance,
 )
-
-MANY_IMAGES = 10_000
-"""From here on, published Frechet distances."""
-BIASED = (FrechetDistance, SpatialFrechetDistance)
-
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -115,7 +108,7 @@ class EvaluationCallback(BeforePruning):
             self._source(trainer).reference_dataloader()
         self.extractor.to(pl_module.device)  # loads its weights: now, not after the sampling
         if self.dense is None and trainer.is_global_zero:
-            self._warn_of_few_images()
+            warn_of_few_images(self.metrics, self.num_samples)
 
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the dense model's images, once."""
@@ -154,7 +147,8 @@ class EvaluationCallback(BeforePruning):
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         if not self.metrics:
             return {}
-        return on_first_rank(lambda: measure(samples, self._reference(trainer), self.metrics))
+        features = {seed: drawn.features for seed, drawn in samples.items()}
+        return on_first_rank(lambda: measure(features, self._reference(trainer), self.metrics))
 
     def _reference(self, trainer: L.Trainer) -> Features:
         if self.reference is None:
@@ -187,16 +181,6 @@ class EvaluationCallback(BeforePruning):
                 "datamodule with both to the trainer"
             )
         return source
-
-    def _warn_of_few_images(self) -> None:
-        biased = any(isinstance(metric, BIASED) for metric in self.metrics)
-        if biased and self.num_samples < MANY_IMAGES:
-            log.warning(
-                "FID is measured on %d images: its bias goes as 1/N, so that numbers of different "
-                "N do not compare; those published take %d or more",
-                self.num_samples,
-                MANY_IMAGES,
-            )
 
     def _log(self, pl_module: L.LightningModule, model: str, measured: Measured) -> None:
         for name, values in measured.items():

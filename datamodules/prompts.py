@@ -7,14 +7,12 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.functional import pil_to_tensor
 
 from ditprune.families import Batch
+from ditprune.image_files import read_images
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """Of local files, and the names by which `datasets` reads them."""
 
@@ -53,8 +51,8 @@ class PromptDataModule(L.LightningDataModule):
                 hub id that `datasets` loads.
             num_prompts: how many to keep, after shuffling; None keeps all.
             num_calibration_samples: points of sampling trajectories to calibrate with.
-            reference_images: folder of real images (.png, .jpg, .webp) to compare with; None
-                where no metric compares with any.
+            reference_images: folder or npz of real images to compare with, as `ditprune score`
+                reads them; None where no metric compares with any.
             split: of a data set.
             column: of a data set, which holds the prompts.
             seed: of the order of prompts, and of all calibration samples.
@@ -96,21 +94,19 @@ class PromptDataModule(L.LightningDataModule):
         count = len(self.prompts)
         return count - 1 - torch.arange(num_samples) % count
 
-    def reference_dataloader(self) -> Iterator[UInt8[Tensor, "1 3 h w"]]:
-        """Return the real images one by one, since they may differ in size.
+    def reference_dataloader(self) -> Iterator[UInt8[Tensor, "n c h w"]]:
+        """Return the real images, in batches of one size each.
 
         Raises:
             ValueError: if there are none.
         """
-        inside = Path(self.reference_images).rglob("*") if self.reference_images else ()
-        paths = sorted(path for path in inside if path.suffix.lower() in IMAGES)
-        if not paths:
+        if self.reference_images is None:
             raise ValueError(
-                f"reference_images is {self.reference_images!r}, where there are no images to "
-                "compare with: give a folder of some, or EvaluationCallback no metrics, so that "
-                "the pruned model's images are compared with the dense one's alone"
+                "there are no reference_images to compare with: give a folder of some, or "
+                "EvaluationCallback no metrics, so that the pruned model's images are compared "
+                "with the dense one's alone"
             )
-        return (pil_to_tensor(Image.open(path).convert("RGB")).unsqueeze(0) for path in paths)
+        return read_images(Path(self.reference_images))
 
     def _source(self) -> TrajectorySource:
         module = self.trainer.lightning_module if self.trainer else None

@@ -5,6 +5,7 @@ import warnings
 from types import TracebackType
 
 import lightning as L
+from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from ditprune.callbacks import GranularityCallback, PruneCallback, StudyCallback
 from ditprune.callbacks.lookup import demand_callback, run_folder
 from ditprune.layers import target_weights
 from ditprune.plan import layer_table, plan
+from ditprune.score import score
 
 
 class PruneTrainer(L.Trainer):
@@ -101,6 +103,9 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=noise)
     arguments = sys.argv[1:] if args is None else args
     try:
+        if arguments[:1] == ["score"]:  # it takes no trainer and no model
+            auto_cli(score, args=arguments[1:])
+            return
         PruneCLI(
             trainer_class=PruneTrainer,
             save_config_kwargs={"overwrite": True},

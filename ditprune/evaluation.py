@@ -1,6 +1,7 @@
 """Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,17 @@ from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.distributed import all_cores, barrier, on_first_rank, rank, share_of_rank
-from ditprune.metrics import FeatureExtractor, FeatureMetric, Features, paired_errors
+from ditprune.metrics import (
+    FeatureExtractor,
+    FeatureMetric,
+    Features,
+    FrechetDistance,
+    SpatialFrechetDistance,
+    paired_errors,
+)
 from ditprune.sampling import sample_generator
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -142,17 +152,33 @@ Measured = dict[str, list[float]]
 """A value of each metric for each seed."""
 
 
+MANY_IMAGES = 10_000
+"""From here on, published Frechet distances."""
+BIASED = (FrechetDistance, SpatialFrechetDistance)
+
+
+def warn_of_few_images(metrics: Iterable[FeatureMetric], num_images: int) -> None:
+    """Warn if a distance is measured on so few images that its bias counts."""
+    if num_images < MANY_IMAGES and any(isinstance(metric, BIASED) for metric in metrics):
+        log.warning(
+            "FID is measured on %d images: its bias goes as 1/N, so that numbers of different N "
+            "do not compare; those published take %d or more",
+            num_images,
+            MANY_IMAGES,
+        )
+
+
 def measure(
-    samples: Mapping[int, Samples], reference: Features, metrics: Iterable[FeatureMetric]
+    samples: Mapping[int, Features], reference: Features, metrics: Iterable[FeatureMetric]
 ) -> Measured:
-    """Compare the samples of each seed with the reference images, in this process alone."""
+    """Compare the features of each seed with the reference images', in this process alone."""
     measured: Measured = {}
     for original in metrics:
         metric = original.clone()
         metric.distributed_available_fn = lambda: False  # ranks hold the same samples, no shares
         for drawn in samples.values():
             metric.reset()
-            metric.update(drawn.features, reference)
+            metric.update(drawn, reference)
             with all_cores():
                 values = metric.compute()
             for name, value in values.items():

@@ -113,17 +113,20 @@ def test_evaluation_takes_other_prompts_than_calibration_while_there_are_enough(
     assert [batch for [batch] in data.val_dataloader()] == data.prompts[:1]
 
 
-def test_reference_images_of_any_size_are_read_in_colour(tmp_path):
+def test_reference_images_of_any_size_are_read_in_colour_or_in_grey(tmp_path):
     images = torch.arange(24, dtype=torch.uint8).view(1, 4, 6), torch.zeros(3, 2, 2).byte() + 7
     for number, image in enumerate(images):
         to_pil_image(image).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no image")
     grey, colour = PromptDataModule(WORDS, reference_images=str(tmp_path)).reference_dataloader()
-    assert torch.equal(grey, images[0].expand(1, 3, 4, 6))
+    assert torch.equal(grey, images[0].unsqueeze(0))
     assert torch.equal(colour, images[1].unsqueeze(0))
 
 
-@pytest.mark.parametrize("folder", [None, "nothing-here"])
-def test_without_reference_images_there_is_nothing_to_compare_with(folder):
-    with pytest.raises(ValueError, match="EvaluationCallback no metrics"):
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [(None, "EvaluationCallback no metrics"), ("nothing-here", "no images in nothing-here")],
+)
+def test_without_reference_images_there_is_nothing_to_compare_with(folder, message):
+    with pytest.raises(ValueError, match=message):
         PromptDataModule(WORDS, reference_images=folder).reference_dataloader()

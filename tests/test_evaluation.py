@@ -98,7 +98,9 @@ def samples_of(seed: int) -> Samples:
 
 def test_metrics_are_computed_for_each_seed_on_its_own():
     reference = samples_of(9).features
-    measured = measure({0: samples_of(0), 1: samples_of(1)}, reference, [FrechetDistance()])
+    measured = measure(
+        {seed: samples_of(seed).features for seed in (0, 1)}, reference, [FrechetDistance()]
+    )
     assert measured["fid"] == [
         pytest.approx(frechet_distance(samples_of(seed).features.pool, reference.pool).item())
         for seed in (0, 1)
