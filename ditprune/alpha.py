@@ -12,13 +12,13 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from ditprune.calibration import Weights, calibrate, single_samples
-from ditprune.decision import Evidence, decide
+from ditprune.decision import Evidence, decide, scores_of
 from ditprune.families import Batch, Family
 from ditprune.layers import restoring
 from ditprune.masks import MaskSet
 from ditprune.prediction import Judge
 from ditprune.recipe import Recipe
-from ditprune.saliency import Energy, Scores
+from ditprune.saliency import Energy
 from ditprune.saliency.energy import SearchedEnergy
 
 HELD_OUT = 4
@@ -93,6 +93,5 @@ def alpha_curve(
 
 def masks(weights: Weights, evidence: Evidence, recipe: Recipe) -> MaskSet:
     """Return the masks of a recipe without repair."""
-    scores = Scores(recipe.saliency, weights, evidence.stats)
-    pools = decide(evidence, weights, recipe)
+    scores, pools = scores_of(evidence, weights, recipe), decide(evidence, weights, recipe)
     return MaskSet({target: pools[target].keep(scores[target]) for target in weights})

@@ -67,7 +67,10 @@ def remedy(source: str, error: BaseException) -> str:
     if is_path(source):
         return "there is no such folder"
     if any(isinstance(cause, GatedRepoError) for cause in causes(error)):
-        return f"it is gated: accept its terms at https://huggingface.co/{source}, then log in "
+        return (
+            f"it is gated: accept its terms at https://huggingface.co/{source}, then log in by "
+            "`hf auth login`"
+        )
     return (
         f"there is no such folder, and the hub did not give it: {error}. Check the name and the "
         "network (private and gated models take `hf auth login`), or give a folder"

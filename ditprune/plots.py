@@ -183,23 +183,26 @@ def study_figures(report: StudyReport) -> Iterator[tuple[str, Figure]]:
 def save_curves(report: StudyReport, folder: Path) -> None:
     """Write a PNG for each figure."""
     for name, figure in study_figures(report):
-        with writing(folder / f"{name}.png") as draft:
-            figure.savefig(draft, format="png", dpi=150)
+        save(figure, folder / f"{name}.png")
 
 
 def save_importance_figure(importance: Mapping[PruneTarget, Importance], folder: Path) -> None:
     """Write `importance.png`, if importance was measured."""
     if importance:
-        with writing(folder / "importance.png") as draft:
-            importance_figure(importance).savefig(draft, format="png", dpi=150)
+        save(importance_figure(importance), folder / "importance.png")
 
 
 def save_clusters(layers: Sequence[ClusteredLayer], folder: Path) -> None:
     """Write a PNG for each layer into `clusters`, in place of those of an earlier run."""
     shutil.rmtree(folder / "clusters", ignore_errors=True)
     for layer in layers:
-        with writing(folder / "clusters" / f"{layer.target.role.value}.png") as draft:
-            clusters_figure(layer).savefig(draft, format="png", dpi=150)
+        save(clusters_figure(layer), folder / "clusters" / f"{layer.target.role.value}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
+    with writing(path) as draft:
+        figure.savefig(draft, format="png", dpi=150)
 
 
 def clusters_figure(layer: ClusteredLayer) -> Figure:

@@ -5,7 +5,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.kernel import kernel_mean
+from ditprune.metrics.kernel import kernel_mean, squared_distances
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -35,5 +35,4 @@ def cmmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64[Tensor, ""
 
 def gaussian_kernel(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
     """Return k(x, y) = exp(-|x - y|^2 / (2 sigma^2))."""
-    squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-    return (squares / (-2 * SIGMA**2)).exp()
+    return (squared_distances(x, y) / (-2 * SIGMA**2)).exp()

@@ -1,4 +1,4 @@
-"""Sums of a kernel over all pairs of two sets, block by block: what MMDs are made of."""
+"""What all pairs of two sets add up to, block by block: what MMDs are made of."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 BLOCK_SIZE = 1024
-"""Rows of a kernel matrix in memory at once: 0.4 GB beside 50,000 images."""
+"""Rows of a matrix of pairs in memory at once: 0.4 GB beside 50,000 images."""
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """Of rows [n, d] and [m, d], to [n, m]."""
@@ -25,3 +25,10 @@ def kernel_mean(
 ) -> Float64[Tensor, ""]:
     """Return the mean of k(x_i, y_j) over all i and j."""
     return kernel_sum(kernel, x, y) / (len(x) * len(y))
+
+
+def squared_distances(
+    x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]
+) -> Float64[Tensor, "n m"]:
+    """Return |x_i - y_j|^2 from products: fast, but what is close cancels."""
+    return x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T

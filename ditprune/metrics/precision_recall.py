@@ -7,9 +7,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
+from ditprune.metrics.kernel import BLOCK_SIZE, squared_distances
 
-BLOCK_SIZE = 1024
-"""Rows of a distance matrix in memory at once: 0.4 GB beside 50,000 images."""
 ROUNDING = 1e-12
 """Of a squared distance made of products, relative to the points' own squares; a generous bound."""
 
@@ -63,7 +62,7 @@ def radii(
     """Return the distance of each point to its k-th neighbour."""
     rank = num_neighbors + 1  # every point comes first among its own neighbours
     blocks = torch.split(points, block_size)
-    found = torch.cat([squares(block, points).kthvalue(rank).indices for block in blocks])
+    found = torch.cat([squared_distances(block, points).kthvalue(rank).indices for block in blocks])
     return distances(points, points[found])
 
 
@@ -83,17 +82,12 @@ def covered_by(
     points: Float64[Tensor, "n d"], centers: Float64[Tensor, "m d"], radii: Float64[Tensor, " m"]
 ) -> Bool[Tensor, " n"]:
     """Tell which points lie in a ball; near a surface, the products' rounding does not decide."""
-    depth = radii.square() - squares(points, centers)
+    depth = radii.square() - squared_distances(points, centers)
     rounding = ROUNDING * (points.square().sum(1)[:, None] + centers.square().sum(1))
     inside = depth > rounding
     i, j = (depth.abs() <= rounding).nonzero(as_tuple=True)
     inside[i, j] = distances(points[i], centers[j]) <= radii[j]
     return inside.any(1)
-
-
-def squares(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
-    """Return squared distances from products: fast, but what is close cancels."""
-    return x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
 
 
 def distances(x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:

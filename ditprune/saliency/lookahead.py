@@ -80,7 +80,7 @@ def neighbour(
 
 def part_of(target: PruneTarget) -> tuple[str, str]:
     """Return the name of a layer's block, and of its attention or MLP if that is a module."""
-    first, *deeper = target.name.removeprefix(f"{target.block_name}.").split(".")
+    first, *deeper = target.place.split(".")
     return target.block_name, first if deeper else ""
 
 
