@@ -10,29 +10,33 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ditprune.calibration import evaluating
+from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import find_callback, run_folder
-from ditprune.distributed import on_first_rank
+from ditprune.distributed import on_first_rank, rank
 from ditprune.evaluation import (
     Measured,
     Sampler,
-    Samples,
-    SamplingPlan,
     draw_samples,
-    extract_all,
     measure,
-    measure_pairs,
+    measure_values,
     warn_of_few_images,
 )
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
-    Features,
     FrechetDistance,
     InceptionScore,
     PrecisionRecall,
 )
+from ditprune.metrics.paired import ALWAYS, PairedMetric
+from ditprune.metrics.prompted import PromptMetric
+from ditprune.patience import explaining_timeouts
+from ditprune.reference import Reference, extract_reference
+from ditprune.results import Results, compare
+from ditprune.samples import Samples
+from ditprune.sampling_plan import SamplingPlan
 
 
 @runtime_checkable
@@ -48,20 +52,31 @@ class EvaluationSource(Protocol):
         ...
 
 
+@runtime_checkable
+class PromptSource(Protocol):
+    """A datamodule whose conditions stand for prompts."""
+
+    def evaluation_prompts(self, num_samples: int) -> Sequence[str]:
+        """Return the prompts of the same samples as `evaluation_conditions`."""
+        ...
+
+
 class EvaluationCallback(BeforePruning):
     """Measures generated images in `trainer.validate`: FID, inception score, precision, recall.
 
     The dense model is sampled before it is pruned, and the pruned one from the same noise, so
-    that the images can be compared pair by pair too. Images and features are kept in the run
-    folder, and found again by the next run.
+    that the images can be compared pair by pair too. Images and what was measured of each are
+    kept in the run folder, and found again by the next run; `results.json` has all numbers in
+    full. With several processes each draws its share, and the first one compares the sets at last:
+    where that takes longer than they wait for each other, give the strategy a longer `timeout`.
     """
 
     dense: Measured | None = None
     pruned: Measured | None = None
     dense_samples: Mapping[int, Samples] | None = None
     pruned_samples: Mapping[int, Samples] | None = None
-    reference: Features | None = None
-    """Features of the real images, on the rank that measures."""
+    reference: Reference | None = None
+    results: Results | None = None
     sampling_seconds: float = 0.0
 
     def __init__(
@@ -72,6 +87,8 @@ class EvaluationCallback(BeforePruning):
         seeds: Sequence[int] = (0,),
         chunk_size: int = 100,
         samples_folder: str | None = None,
+        prompt_metrics: Sequence[PromptMetric] = (),
+        paired_metrics: Sequence[PairedMetric] = (),
     ) -> None:
         """Choose what to measure.
 
@@ -86,6 +103,9 @@ class EvaluationCallback(BeforePruning):
                 last bits, whereas the number of processes may not.
             samples_folder: where images and features are kept; None is `samples` in the run
                 folder.
+            prompt_metrics: score each image with its own prompt, for which the datamodule has
+                `evaluation_prompts(num_samples)`.
+            paired_metrics: compare each pruned image with the dense one, beside MSE, PSNR and SSIM.
         """
         if metrics is None:
             metrics = [FrechetDistance(), InceptionScore(), PrecisionRecall()]
@@ -95,6 +115,8 @@ class EvaluationCallback(BeforePruning):
         self.seeds = tuple(seeds)
         self.chunk_size = chunk_size
         self.samples_folder = samples_folder
+        self.prompt_metrics = prompt_metrics
+        self.paired_metrics = (*ALWAYS, *paired_metrics)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that there is something to draw with, to draw, and to compare with."""
@@ -103,10 +125,11 @@ class EvaluationCallback(BeforePruning):
                 f"EvaluationCallback draws images with {type(pl_module).__name__}.sample("
                 "condition, generators), and there is none; see ditprune.evaluation.Sampler"
             )
-        self._plan(trainer)
+        self._demand_prompts(trainer)
+        self.plan(trainer)
         if self.metrics:
             self._source(trainer).reference_dataloader()
-        self.extractor.to(pl_module.device)  # loads its weights: now, not after the sampling
+        self._load_networks(pl_module)  # now, and not after the sampling
         if self.dense is None and trainer.is_global_zero:
             warn_of_few_images(self.metrics, self.num_samples)
 
@@ -115,6 +138,7 @@ class EvaluationCallback(BeforePruning):
         if self.dense is None:
             self.dense_samples = self._draw(trainer, pl_module, "dense")
             self.dense = self._measure(trainer, self.dense_samples)
+            self._save_results(trainer)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the pruned model's images; without pruning, the model's as it is."""
@@ -126,51 +150,131 @@ class EvaluationCallback(BeforePruning):
         else:
             granularity.demand_pruned(trainer, pl_module)
             self.pruned = self.measure_pruned(trainer, pl_module)
+            self._save_results(trainer)
+            pl_module.log("step", float(step_of(trainer)))  # Lightning takes this for its axis
         self._log(pl_module, "dense", self.dense or {})
         self._log(pl_module, "pruned", self.pruned or {})
 
     def measure_pruned(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Measured:
         """Draw and measure the images of the model as it is now, and pair them with the dense."""
-        self.pruned_samples = self._draw(trainer, pl_module, "pruned")
-        measured = self._measure(trainer, self.pruned_samples)
         # A callback that joins after the pruning has never seen the dense model.
-        if self.dense_samples is not None:
-            measured.update(measure_pairs(self.pruned_samples, self.dense_samples))
-        return measured
+        self.pruned_samples = self._draw(trainer, pl_module, "pruned", self.dense_samples)
+        return self._measure(trainer, self.pruned_samples)
+
+    @property
+    def features(self) -> str:
+        """The network whose features are compared, if any are."""
+        return self.extractor.name if self.metrics else ""
+
+    def plan(self, trainer: L.Trainer) -> SamplingPlan:
+        """Return which images are drawn."""
+        source = self._source(trainer)
+        conditions = source.evaluation_conditions(self.num_samples)
+        prompts: Sequence[str] = ()
+        if isinstance(source, PromptSource):
+            prompts = source.evaluation_prompts(self.num_samples)
+        return SamplingPlan(conditions, self.seeds, self.chunk_size, prompts)
 
     def identity(self) -> str:
         """Return what decides the numbers, but for the pruning: also what the dense model draws."""
-        metrics = [type(metric).__name__ for metric in self.metrics]
+        metrics = [metric.protocol for metric in self.metrics]
+        single = [metric.name for metric in self._image_metrics]
         settings = (self.num_samples, self.seeds, self.chunk_size)
-        return f"{self.extractor.name} {metrics} {settings} {self.dense}"
+        return f"{self.features} {metrics} {single} {settings} {self.dense}"
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
-        if not self.metrics:
-            return {}
-        features = {seed: drawn.features for seed, drawn in samples.items()}
-        return on_first_rank(lambda: measure(features, self._reference(trainer), self.metrics))
+        reference = self._reference(trainer) if self.metrics else None
 
-    def _reference(self, trainer: L.Trainer) -> Features:
+        def compute() -> Measured:
+            features = (drawn.features for drawn in samples.values())
+            sets = measure(features, reference.features, self.metrics) if reference else {}
+            return {**sets, **measure_values(samples.values())}
+
+        with explaining_timeouts():
+            return on_first_rank(compute)
+
+    def _reference(self, trainer: L.Trainer) -> Reference:
         if self.reference is None:
-            loader = self._source(trainer).reference_dataloader()
-            self.reference = extract_all(loader, self.extractor)
+            images = self._source(trainer).reference_dataloader
+            folder = self._samples_folder(trainer) / "reference"
+            self.reference = extract_reference(images, self.extractor, folder)
         return self.reference
 
+    def _save_results(self, trainer: L.Trainer) -> None:
+        folder = run_folder(trainer)
+        plan = self.plan(trainer)
+        with explaining_timeouts():
+            self.results = on_first_rank(lambda: self._results(plan))
+        if rank() == 0:
+            self.results.save(folder / "results.json")
+
+    def _results(self, plan: SamplingPlan) -> Results:
+        protocol = {
+            "features": self.features,
+            "metrics": [metric.protocol for metric in self.metrics],
+            "prompt_metrics": [metric.name for metric in self.prompt_metrics],
+            "paired_metrics": [metric.name for metric in self.paired_metrics],
+            "num_samples": self.num_samples,
+            "seeds": list(self.seeds),
+            "chunk_size": self.chunk_size,
+            "conditions": plan.digest(),
+            "reference": self.reference.source.name if self.reference else "",
+        }
+        found = (
+            ("dense", self.dense_samples, self.dense),
+            ("pruned", self.pruned_samples, self.pruned),
+        )
+        models = {title: (s, m) for title, s, m in found if s is not None and m is not None}
+        return compare(protocol, models, plan.groups())
+
     def _draw(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, title: str
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        title: str,
+        dense: Mapping[int, Samples] | None = None,
     ) -> Mapping[int, Samples]:
         start = perf_counter()
         assert isinstance(pl_module, Sampler)
-        folder = Path(self.samples_folder or run_folder(trainer) / "samples")
-        self.extractor.to(pl_module.device)
+        self._load_networks(pl_module)
+        folder, plan = self._samples_folder(trainer), self.plan(trainer)
+        extractor = self.extractor if self.metrics else None
         with evaluating(pl_module):
-            samples = draw_samples(pl_module, self._plan(trainer), self.extractor, folder, title)
+            samples = draw_samples(
+                pl_module,
+                plan,
+                extractor,
+                folder,
+                title,
+                self.prompt_metrics,
+                self.paired_metrics,
+                dense,
+            )
         self.sampling_seconds += perf_counter() - start
         return samples
 
-    def _plan(self, trainer: L.Trainer) -> SamplingPlan:
-        conditions = self._source(trainer).evaluation_conditions(self.num_samples)
-        return SamplingPlan(conditions, self.seeds, self.chunk_size)
+    def _load_networks(self, pl_module: L.LightningModule) -> None:
+        if self.metrics:
+            self.extractor.to(pl_module.device)
+        for metric in self._image_metrics:
+            metric.to(pl_module.device)
+
+    @property
+    def _image_metrics(self) -> list[PromptMetric | PairedMetric]:
+        return [*self.prompt_metrics, *self.paired_metrics]
+
+    def _samples_folder(self, trainer: L.Trainer) -> Path:
+        folder = run_folder(trainer)  # all ranks must call
+        return Path(self.samples_folder or folder / "samples")
+
+    def _demand_prompts(self, trainer: L.Trainer) -> None:
+        source = self._source(trainer)
+        if self.prompt_metrics and not isinstance(source, PromptSource):
+            raise ValueError(
+                "prompt_metrics score each image with its own prompt, which they ask the "
+                f"datamodule for by evaluation_prompts(num_samples), and {type(source).__name__} "
+                "has none: pass one that has, or leave prompt_metrics out"
+            )
 
     def _source(self, trainer: L.Trainer) -> EvaluationSource:
         source = trainer.datamodule  # type: ignore[attr-defined]

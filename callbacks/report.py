@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ditprune.atomic import demand_writable, writing_folder
+from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.evaluate import EvaluationCallback
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import demand_callback, find_callback, run_folder
@@ -21,21 +22,25 @@ from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import barrier, rank
 from ditprune.export import save_pruned
 from ditprune.importance import Importance
-from ditprune.plots import save_clusters, save_importance_figure
+from ditprune.pairs import Pair, PairedSamples
+from ditprune.plots import run_figures, save_clusters, save_importance_figure
 from ditprune.report import PruneReport
+from ditprune.report_page import save_page
 from ditprune.targets import PruneTarget
-from ditprune.tensorboard import write_clusters, write_importance, write_layers, write_pairs
+from ditprune.tensorboard import write_run
 
 PACKAGES = ("ditprune", "torch", "lightning", "diffusers")
+NUM_PAIRS = 12
+"""Images of each model that are shown side by side: the first ones, and as many of the worst."""
 
 
 class ReportCallback(L.Callback):
     """Writes the run folder when a fit or a validation has pruned.
 
-    `report.md` and `report.json`; `masks.safetensors`; the pruned model in diffusers' layout,
-    dense with zeros, with `pruning_config.json` beside its weights; where a granularity grouped
-    rows, heat maps with the clusters; where importance was measured, a figure of it; TensorBoard's
-    scalars, figures, image pairs and hyperparameters.
+    `report.html`, to look at; `report.md` and `report.json`; `masks.safetensors`; the pruned model
+    in diffusers' layout, dense with zeros, with `pruning_config.json` beside its weights; where a
+    granularity grouped rows, heat maps with the clusters; where importance was measured, a figure
+    of it; TensorBoard's scalars, figures, image pairs and hyperparameters.
     """
 
     report: PruneReport | None = None
@@ -60,13 +65,20 @@ class ReportCallback(L.Callback):
         folder = run_folder(trainer)
         self.report = self._make_report(trainer)
         if rank() == 0:
+            importance = importance_of(trainer)
+            clustered = demand_callback(trainer, GranularityCallback).clustered
+            figures = dict(run_figures(self.report.plan.layers, importance, clustered))
+            pairs = pairs_of(trainer)
             self.report.save(folder)
+            save_page(folder / "report.html", self.report, figures, pairs)
             self._save_model(trainer, pl_module, folder)
-            save_clusters(demand_callback(trainer, GranularityCallback).clustered, folder)
-            save_importance_figure(importance_of(trainer), folder)
+            save_clusters(clustered, folder)
+            save_importance_figure(importance, folder)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    self._log(trainer, logger)
+                    step, parts = step_of(trainer), dict(self.report.recipe)
+                    write_run(logger.experiment, self.report, figures, pairs, step)
+                    logger.log_hyperparams(parts, self.report.scalars(), step)
             Console().print(Markdown(self.report.summary()), f"written to {folder}")
         barrier()
 
@@ -83,33 +95,25 @@ class ReportCallback(L.Callback):
             with writing_folder(folder / "scheduler") as draft:
                 scheduler.save_pretrained(draft)
 
-    def _log(self, trainer: L.Trainer, logger: TensorBoardLogger) -> None:
-        assert self.report is not None
-        write_layers(logger.experiment, self.report)
-        write_clusters(logger.experiment, demand_callback(trainer, GranularityCallback).clustered)
-        write_importance(logger.experiment, importance_of(trainer))
-        evaluation = find_callback(trainer, EvaluationCallback)
-        if evaluation and evaluation.pruned_samples and evaluation.dense_samples:
-            seed = evaluation.seeds[0]
-            dense, pruned = evaluation.dense_samples[seed], evaluation.pruned_samples[seed]
-            write_pairs(logger.experiment, dense.images, pruned.images)
-        logger.log_hyperparams(dict(self.report.recipe), self.report.scalars())
-
     def _make_report(self, trainer: L.Trainer) -> PruneReport:
         pruner = demand_callback(trainer, PruneCallback)
         granularity = demand_callback(trainer, GranularityCallback)
         evaluation = find_callback(trainer, EvaluationCallback)
+        results = evaluation.results if evaluation else None
         assert granularity.plan is not None
         assert granularity.masks is not None
         return PruneReport(
             recipe={"family": repr(pruner.family), **granularity.recipe(pruner).parts()},
             plan=granularity.plan,
             mask_hash=granularity.masks.hash(),
-            features=evaluation.extractor.name if evaluation else "",
+            features=evaluation.features if evaluation else "",
             num_samples=evaluation.num_samples if evaluation else 0,
             seeds=evaluation.seeds if evaluation else (),
+            conditions=results.protocol["conditions"] if results else "",
+            reference=results.protocol["reference"] if results else "",
             dense=(evaluation and evaluation.dense) or {},
             pruned=(evaluation and evaluation.pruned) or {},
+            per_image=results.per_image() if results else {},
             cost={
                 "calibration, s": pruner.calibration_seconds,
                 "of which importance, s": pruner.importance_seconds,
@@ -120,6 +124,17 @@ class ReportCallback(L.Callback):
                 **{package: importlib.metadata.version(package) for package in PACKAGES},
             },
         )
+
+
+def pairs_of(trainer: L.Trainer) -> dict[str, list[Pair]]:
+    """Return rows of image pairs by title: none, where not both models were sampled."""
+    evaluation = find_callback(trainer, EvaluationCallback)
+    if not (evaluation and evaluation.dense_samples and evaluation.pruned_samples):
+        return {}
+    plan = evaluation.plan(trainer)
+    samples = PairedSamples(plan, evaluation.dense_samples, evaluation.pruned_samples)
+    worst = f"worst pairs by {samples.measure.partition('/')[0]}"
+    return {"first pairs": samples.first(NUM_PAIRS), worst: samples.worst(NUM_PAIRS)}
 
 
 def importance_of(trainer: L.Trainer) -> Mapping[PruneTarget, Importance]:

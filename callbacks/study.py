@@ -89,7 +89,7 @@ class StudyCallback(L.Callback):
             results=self.results,
             dense=evaluation.dense or {},
             num_samples=evaluation.num_samples,
-            features=evaluation.extractor.name,
+            features=evaluation.features,
             balances=self.study.balances(),
         )
         folder = run_folder(trainer)

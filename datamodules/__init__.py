@@ -3,4 +3,7 @@
 from ditprune.datamodules.calibration import CalibrationDataset as CalibrationDataset
 from ditprune.datamodules.calibration import collate as collate
 from ditprune.datamodules.digits import DigitsDataModule as DigitsDataModule
+from ditprune.datamodules.labels import LabelDataModule as LabelDataModule
 from ditprune.datamodules.prompts import PromptDataModule as PromptDataModule
+from ditprune.datamodules.shapes import ShapeLatentsDataModule as ShapeLatentsDataModule
+from ditprune.datamodules.shapes import ShapesDataModule as ShapesDataModule

@@ -5,6 +5,9 @@ removed. weight: [out, in]. T: timestep bins. energy: mean square of an input ch
 tokens; its root is the channel's RMS. Counts are `num_x`.
 """
 
+from ditprune.batch_files import load_batches as load_batches
+from ditprune.batch_files import save_batches as save_batches
+from ditprune.folder import prune_folder as prune_folder
 from ditprune.masks import MaskSet as MaskSet
 from ditprune.pipeline import Outcome as Outcome
 from ditprune.pipeline import prune as prune

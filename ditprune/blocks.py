@@ -1,7 +1,7 @@
 """One transformer block at a time: its statistics, after what was done to the blocks before."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ditprune.activations import Stats, demand_finite, demand_reached, merge_ranks_
+from ditprune.activations import ActivationStats, Stats, demand_finite, demand_reached, merge_ranks_
 from ditprune.calibration import (
     Observation,
     Weights,
@@ -20,14 +20,15 @@ from ditprune.calibration import (
     single_samples,
 )
 from ditprune.distributed import share_of_rank
-from ditprune.families import Batch, Family
+from ditprune.families import Batch, Conditional, Family
+from ditprune.families.conditional import branches_of
 from ditprune.targets import PruneTarget
 
 Answers = list[Any]
 """What a block returned for one sample, call by call."""
 Follow = Literal["dense", "pruned", "both"]
-Layers = Mapping[PruneTarget, Tensor]
-"""Weights of some layers; their shapes differ."""
+Layers = list[PruneTarget]
+"""Layers of one block that are called one after another with the same input."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Link:
     """One block of a model."""
 
     layers: list[Layers]
-    """Its target weights, layer after layer; layers of one input together."""
+    """Its targets, in the order in which it calls them; of several calls, the first counts."""
     siblings: str
     """The name of the list it is in."""
     num_calls: int
@@ -70,10 +71,17 @@ class Chain:
         earlier = list(takewhile(lambda other: other is not block, self.blocks))
         with ExitStack() as stack:
             for other in earlier if self.closed else []:
-                device = next(other.parameters()).device
-                again = repeat(heard[self.blocks[other].siblings], device)
+                again = repeat(heard[self.blocks[other].siblings])
                 stack.enter_context(replacing_forward(other, again))
             yield
+
+    def asking(self, wanted: Collection[PruneTarget]) -> "Chain":
+        """Return the same blocks, where only some layers are asked for."""
+        links = {
+            block: replace(link, layers=[kept for g in link.layers if (kept := among(g, wanted))])
+            for block, link in self.blocks.items()
+        }
+        return replace(self, blocks=links)
 
     def demand_closed(self) -> None:
         """Raise a ValueError if the dense model cannot be followed beside the pruned one."""
@@ -102,40 +110,62 @@ def calibrate_blocks(
     caller leaves it when asking for the next statistics: then they come layer by layer. With
     `both`, they also tell what flows in at the same place of the dense model.
     """
-    like = next(iter(weights.values()))
-    everything = [sample.like(like) for sample in single_samples(batches)]
-    demand_samples(bool(everything))
-    predict = partial(family.predict, model)
     with evaluating(model):
-        chain = survey(model, partial(predict, everything[0]), weights)
-        samples = list(share_of_rank(everything))
-        walk = Walk(model, predict, samples, chain, observation)
-        yield from walk.dense() if follow == "dense" else walk.pruned(follow == "both")
+        yield from Walk.of(model, batches, family, weights, observation).stats(follow)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The samples on their way through the blocks."""
+    """The samples on their way through the blocks, guidance branch by guidance branch."""
 
     model: nn.Module
     predict: Callable[[Batch], Tensor]
     samples: Sequence[Batch]
     chain: Chain
+    weights: Weights
     observation: Observation
 
-    def dense(self) -> Iterator[Stats]:
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        family: Family,
+        weights: Weights,
+        observation: Observation,
+        more_blocks: Iterable[str] = (),
+    ) -> "Walk":
+        """Find the way by calling the model; `more_blocks` are those without a target."""
+        like = next(iter(weights.values())).new_empty(0)
+        everything = list(single_samples(batches))
+        demand_samples(bool(everything))
+
+        def predict(sample: Batch) -> Tensor:
+            return family.predict(model, sample.like(like))
+
+        first = single_calls(family, everything[0])[0]
+        chain = survey(model, partial(predict, first), list(weights), more_blocks)
+        samples = [s for whole in share_of_rank(everything) for s in single_calls(family, whole)]
+        return cls(model, predict, samples, chain, weights, observation)
+
+    def stats(self, follow: Follow) -> Generator[Stats, None, None]:
+        """Yield the statistics of block after block, as `calibrate_blocks` does."""
+        return self.dense() if follow == "dense" else self.pruned(follow == "both")
+
+    def dense(self) -> Generator[Stats, None, None]:
         """Yield the statistics of every block, all its layers at once."""
         heard: list[Heard] = [{} for _ in self.samples]
         for block, link in self.chain.blocks.items():
-            stats = self.observation.empty({t: w for part in link.layers for t, w in part.items()})
+            stats = self.empty([target for group in link.layers for target in group])
             after = []
             for sample, before in zip(self.samples, heard, strict=True):
                 with self.observation.of(sample, self.model, stats):
                     after.append(self.ask(block, sample, before))
             heard = after
-            yield finish_(stats)
+            if stats:
+                yield finish_(stats)
 
-    def pruned(self, with_dense: bool) -> Iterator[Stats]:
+    def pruned(self, with_dense: bool) -> Generator[Stats, None, None]:
         """Yield the statistics of every layer, after what was done to those before it."""
         if with_dense:
             self.chain.demand_closed()
@@ -144,13 +174,13 @@ class Walk:
         for block, link in self.chain.blocks.items():
             dense_block = copy.deepcopy(block) if with_dense else block
             for targets in link.layers:
-                stats = self.observation.empty(targets, with_dense)
+                stats = self.empty(targets, with_dense)
                 for sample, before, dense_before in zip(
                     self.samples, heard, dense_heard, strict=True
                 ):
                     dense: list[Tensor] = []
                     if with_dense:
-                        layer = relative(dense_block, next(iter(targets)))
+                        layer = relative(dense_block, targets[0])
                         with standing_in(block, dense_block), hearing_inputs(layer, dense):
                             self.ask(block, sample, dense_before)
                     with self.observation.of(sample, self.model, stats, dense):
@@ -160,6 +190,12 @@ class Walk:
                 with standing_in(block, dense_block):
                     dense_heard = self.ask_all(block, dense_heard)
             heard = self.ask_all(block, heard)
+
+    def empty(
+        self, targets: Layers, with_dense: bool = False
+    ) -> dict[PruneTarget, ActivationStats]:
+        """Return statistics of nothing for some layers."""
+        return self.observation.empty({t: self.weights[t] for t in targets}, with_dense)
 
     def ask_all(self, block: nn.Module, heard: Sequence[Heard]) -> list[Heard]:
         """Return what was said last, for every sample, after a block has answered."""
@@ -171,6 +207,17 @@ class Walk:
         return self.chain.ask(block, partial(self.predict, sample), before)
 
 
+def single_calls(family: Family, sample: Batch) -> list[Batch]:
+    """Return a sample's guidance branches, if the family calls the model for each of them.
+
+    A call ends with the answer of the block that is asked, while a later branch would come only
+    after all of the blocks behind it.
+    """
+    if not isinstance(family, Conditional) or isinstance(sample.condition, Tensor):
+        return [sample]
+    return [sample._replace(condition=branch) for branch in branches_of(sample.condition)]
+
+
 def finish_(stats: Stats) -> Stats:
     """Merge the ranks' statistics, and check them."""
     merge_ranks_(stats)
@@ -179,28 +226,34 @@ def finish_(stats: Stats) -> Stats:
     return stats
 
 
-def survey(model: nn.Module, call: Callable[[], Tensor], weights: Weights) -> Chain:
+def survey(
+    model: nn.Module,
+    call: Callable[[], object],
+    targets: Sequence[PruneTarget],
+    more_blocks: Iterable[str] = (),
+) -> Chain:
     """Find the order of blocks and layers by calling the model once; see if it is a chain."""
-    blocks = {t.block_name: model.get_submodule(t.block_name) for t in weights}
+    names = [*(target.block_name for target in targets), *more_blocks]
+    blocks = {name: model.get_submodule(name) for name in names}
     heard: dict[nn.Module, Answers] = {}
-    inputs: list[tuple[PruneTarget, Tensor]] = []
+    order = CallOrder()
     handles = [block.register_forward_hook(partial(note, heard)) for block in blocks.values()]
     handles += [
-        model.get_submodule(t.name).register_forward_pre_hook(partial(note_input, inputs, t))
-        for t in weights
+        model.get_submodule(t.name).register_forward_pre_hook(partial(order.note, t))
+        for t in targets
     ]
     try:
         call()
     finally:
         for handle in handles:
             handle.remove()
-    demand_called([name for name, block in blocks.items() if block not in heard])
-    names = {block: name for name, block in blocks.items()}
-    layers = by_input(inputs, weights)
+    wanted = dict.fromkeys(target.block_name for target in targets)
+    demand_called([name for name in wanted if blocks[name] not in heard])
+    paths = {block: name for name, block in blocks.items()}
     links = {
         block: Link(
-            [group for group in layers if next(iter(group)).block_name == names[block]],
-            names[block].rpartition(".")[0],
+            [group for group in order.groups if group[0].block_name == paths[block]],
+            paths[block].rpartition(".")[0],
             len(answers),
         )
         for block, answers in heard.items()
@@ -224,33 +277,36 @@ def is_closed(
     return True
 
 
-def by_input(inputs: Sequence[tuple[PruneTarget, Tensor]], weights: Weights) -> list[Layers]:
-    """Group the layers in the order of their calls: those called with one tensor together."""
-    groups: list[dict[PruneTarget, Tensor]] = []
-    last: tuple[str, Tensor] | None = None
-    seen = set()
-    for target, x in inputs:
-        if target in seen:
-            continue
+class CallOrder:
+    """Groups layers in the order of their calls: those called with one tensor together."""
+
+    def __init__(self) -> None:
+        """Begin with no call."""
+        self.groups: list[Layers] = []
+        self.seen: set[PruneTarget] = set()
+        self.last: tuple[Tensor, str] | None = None
+
+    def note(self, target: PruneTarget, layer: nn.Module, args: Any) -> None:
+        """Remember what flows into a layer until the next one is called."""
+        if target in self.seen:
+            return
         # Cross-attentions of all blocks hear the same text; statistics come block by block.
-        if last is None or x is not last[1] or target.block_name != last[0]:
-            groups.append({})
-        groups[-1][target] = weights[target]
-        last = target.block_name, x
-        seen.add(target)
-    return list(groups)
+        x, block = args[0], target.block_name
+        if self.last is None or x is not self.last[0] or block != self.last[1]:
+            self.groups.append([])
+        self.groups[-1].append(target)
+        self.seen.add(target)
+        self.last = x, block
+
+
+def among(group: Layers, wanted: Collection[PruneTarget]) -> Layers:
+    """Return the layers of a group that are wanted."""
+    return [target for target in group if target in wanted]
 
 
 def note(heard: dict[nn.Module, Answers], block: nn.Module, args: Any, output: Any) -> None:
     """Remember what a block returned."""
     heard.setdefault(block, []).append(keep(output))
-
-
-def note_input(
-    inputs: list[tuple[PruneTarget, Tensor]], target: PruneTarget, layer: nn.Module, args: Any
-) -> None:
-    """Remember what flows into a layer."""
-    inputs.append((target, args[0]))
 
 
 def demand_called(missing: Sequence[str]) -> None:
@@ -317,14 +373,24 @@ def replacing_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator
             block.forward = before
 
 
-def repeat(answers: Answers, device: torch.device) -> Callable[..., Any]:
-    """Return a function that gives copies of the answers, one at each call."""
+def repeat(answers: Answers) -> Callable[..., Any]:
+    """Return a function that gives copies of the answers, one at each call, where it is asked."""
     calls = iter(answers)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        device = next(tensors_in([args, *kwargs.values()])).device
         return map_tensors(lambda x: x.to(device, copy=True), next(calls))
 
     return forward
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a tuple or a list, however nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
 
 
 def keep(output: Any) -> Any:

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from types import TracebackType
+from typing import Any
 
 import lightning as L
 from jsonargparse import auto_cli
@@ -12,9 +13,20 @@ from rich.console import Console
 from ditprune.atomic import demand_writable
 from ditprune.callbacks import GranularityCallback, PruneCallback, StudyCallback
 from ditprune.callbacks.lookup import demand_callback, run_folder
+from ditprune.convert import convert
+from ditprune.folder import prune_folder_by_file
 from ditprune.layers import target_weights
 from ditprune.plan import layer_table, plan
 from ditprune.score import score
+from ditprune.statistics_file import statistics
+
+WITHOUT_MODEL = {
+    "score": score,
+    "convert": convert,
+    "statistics": statistics,
+    "prune-folder": prune_folder_by_file,
+}
+"""What takes files alone, and no trainer."""
 
 
 class PruneTrainer(L.Trainer):
@@ -103,8 +115,9 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=noise)
     arguments = sys.argv[1:] if args is None else args
     try:
-        if arguments[:1] == ["score"]:  # it takes no trainer and no model
-            auto_cli(score, args=arguments[1:])
+        if arguments and arguments[0] in WITHOUT_MODEL:
+            verb: Any = WITHOUT_MODEL[arguments[0]]
+            auto_cli(verb, args=arguments[1:])
             return
         PruneCLI(
             trainer_class=PruneTrainer,

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from ditprune.report import DIRECTION, HIGHER_IS_BETTER, spread
+from ditprune.report import direction, spread
 
 Report = dict[str, Any]
 
@@ -21,6 +21,8 @@ MUST_AGREE = (
     "features",
     "num_samples",
     "seeds",
+    "conditions",
+    "reference",
 )
 """What a table of runs states once, because numbers that differ in it cannot be compared."""
 
@@ -39,7 +41,7 @@ def read_report(folder: Path) -> Report:
 def demand_comparable(reports: dict[str, Report]) -> None:
     """Raise a ValueError if the runs differ in what makes their numbers comparable."""
     for key in MUST_AGREE:
-        values = {name: report[key] for name, report in reports.items()}
+        values = {name: report.get(key) for name, report in reports.items()}
         if len({json.dumps(value) for value in values.values()}) > 1:
             raise ValueError(f"these runs cannot stand in one table, their {key} differs: {values}")
 
@@ -55,8 +57,9 @@ def comparison(reports: dict[str, Report]) -> Table:
         table.add_row(key.replace("_", " "), "0%", *cells, end_section=key == "model_sparsity")
     for name in first["metrics"]["pruned"]:
         cells = (cell(report["metrics"]["pruned"].get(name)) for report in reports.values())
-        direction = DIRECTION.get(name, HIGHER_IS_BETTER)
-        table.add_row(f"{name} {direction}", cell(first["metrics"]["dense"].get(name)), *cells)
+        table.add_row(
+            f"{name} {direction(name)}", cell(first["metrics"]["dense"].get(name)), *cells
+        )
     return table
 
 

@@ -1,18 +1,22 @@
 """Pipelines of diffusers, loaded as they are stored, and the network in them that denoises."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub import model_info
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ditprune.families import Conditional
 from ditprune.families.base import listing
 from ditprune.families.known import family_of, kinds
+from ditprune.zoo.pretrained import locate
 
 DENOISERS = ("transformer", "unet")
 """What diffusers calls it."""
@@ -21,15 +25,22 @@ STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_pipeline(source: str) -> DiffusionPipeline:
-    """Load a folder that `save_pretrained` wrote, or a hub id, in the dtype of its transformer.
+    """Load a zoo model, a folder of `save_pretrained` or a hub id, in its transformer's dtype.
 
     Raises:
         ValueError: if it cannot be read, telling what would help; if it holds nothing to prune.
     """
+    source = locate(os.path.expanduser(source))
+    if is_path(source) and not Path(source).is_dir():
+        raise ValueError(f"cannot load {source!r}: there is no such folder")
+    is_local = Path(source).is_dir()
+    offline = not (is_local or is_reachable(source))
     try:
-        parts = DiffusionPipeline.load_config(source)
+        parts = DiffusionPipeline.load_config(source, local_files_only=offline)
         part = denoiser_among(parts, source)
-        folder = source if Path(source).is_dir() else DiffusionPipeline.download(source)
+        folder = (
+            source if is_local else DiffusionPipeline.download(source, local_files_only=offline)
+        )
         return DiffusionPipeline.from_pretrained(
             folder,
             dtype=stored_dtype(Path(folder) / part),
@@ -63,9 +74,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 def remedy(source: str, error: BaseException) -> str:
     """Return what would help against an error of loading."""
     if Path(source).is_dir():
-        return f"{error}. The folder must be one that diffusers' save_pretrained wrote"
-    if is_path(source):
-        return "there is no such folder"
+        return f"{error}. {what_is_wrong(Path(source))}"
     if any(isinstance(cause, GatedRepoError) for cause in causes(error)):
         return (
             f"it is gated: accept its terms at https://huggingface.co/{source}, then log in by "
@@ -77,9 +86,38 @@ def remedy(source: str, error: BaseException) -> str:
     )
 
 
+def what_is_wrong(folder: Path) -> str:
+    """Name the files of a folder that are cut short, if there are any."""
+    damaged = [str(path) for path in sorted(folder.rglob("*.safetensors")) if is_damaged(path)]
+    if damaged:
+        return f"These files are damaged or not whole, get them again: {', '.join(damaged)}"
+    return "The folder must be one that diffusers' save_pretrained wrote, with all of its files"
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file's header does not fit its length."""
+    try:
+        with safe_open(path, framework="pt"):
+            return False
+    except SafetensorError:
+        return True
+
+
+def is_reachable(source: str) -> bool:
+    """Tell whether the hub answers at all: where it does not, downloads try for half a minute."""
+    try:
+        model_info(source, timeout=10)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # of whichever library the hub's client asks the network with
+        return False
+    return True
+
+
 def is_path(source: str) -> bool:
-    """Tell whether a source cannot be a hub id: those are `name` or `owner/name`."""
-    return source.startswith((".", "~", "/")) or source.count("/") > 1
+    """Tell whether a source is no hub id, `name` or `owner/name`, or begins with a folder here."""
+    is_id = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source)
+    return not is_id or ("/" in source and Path(source).parent.is_dir())
 
 
 def causes(error: BaseException | None) -> list[BaseException]:

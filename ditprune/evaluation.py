@@ -1,30 +1,32 @@
 """Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
 
-import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from rich.progress import track
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ditprune.atomic import writing
-from ditprune.distributed import all_cores, barrier, on_first_rank, rank, share_of_rank
+from ditprune.chunks import find_chunk, write_chunk, write_columns
+from ditprune.distributed import all_cores, barrier, on_first_rank, rank
+from ditprune.manifest import demand_pairs, describe
+from ditprune.meters import Meter, meters_of
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
     Features,
     FrechetDistance,
     SpatialFrechetDistance,
-    paired_errors,
 )
+from ditprune.metrics.paired import ALWAYS, PairedMetric
+from ditprune.metrics.prompted import PromptMetric
+from ditprune.samples import Key, Samples, joined
 from ditprune.sampling import sample_generator
+from ditprune.sampling_plan import Chunk, SamplingPlan
+from ditprune.sampling_progress import chunks_of_rank
 
 log = logging.getLogger(__name__)
 
@@ -40,107 +42,96 @@ class Sampler(Protocol):
         ...
 
 
-class Chunk(NamedTuple):
-    """Samples that are drawn in one batch, whatever the number of processes."""
-
-    seed: int
-    ids: range
-
-    @property
-    def file_name(self) -> str:
-        """The name of the file that holds them."""
-        return f"seed{self.seed}-{self.ids.start:06d}.safetensors"
-
-
-@dataclass(frozen=True)
-class SamplingPlan:
-    """Which images to draw: every condition once for each seed."""
-
-    conditions: Int[Tensor, " n"]
-    seeds: tuple[int, ...] = (0,)
-    chunk_size: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse a plan without images."""
-        if not len(self.conditions) or not self.seeds or self.chunk_size < 1:
-            raise ValueError(
-                "there is nothing to draw: conditions, seeds and chunk_size must not be empty; "
-                f"got {len(self.conditions)} conditions, {self.seeds}, {self.chunk_size}"
-            )
-
-    def chunks(self) -> list[Chunk]:
-        """Return the chunks of all seeds, in order."""
-        ids = range(len(self.conditions))
-        starts = ids[:: self.chunk_size]
-        return [
-            Chunk(seed, ids[start : start + self.chunk_size])
-            for seed in self.seeds
-            for start in starts
-        ]
-
-
-class Samples(NamedTuple):
-    """Images and their features, in the order of the sample ids."""
-
-    images: UInt8[Tensor, "n c h w"]
-    features: Features
-
-
 def draw_samples(
-    sampler: Sampler, plan: SamplingPlan, extractor: FeatureExtractor, folder: Path, title: str
+    sampler: Sampler,
+    plan: SamplingPlan,
+    extractor: FeatureExtractor | None,
+    folder: Path,
+    title: str,
+    prompt_metrics: Sequence[PromptMetric] = (),
+    paired_metrics: Sequence[PairedMetric] = ALWAYS,
+    dense: Mapping[int, Samples] | None = None,
 ) -> dict[int, Samples]:
-    """Draw the images of a plan, or find them on disk; return those of each seed.
+    """Draw the images of a plan, or find them on disk, and measure each; return those of each seed.
 
-    They are kept in a folder named after the first chunk itself, drawn anew each time: whatever
-    changes the images, weights, schedule or code, changes the name. A chunk that is missing or
-    damaged is drawn again. With several processes, each draws its share; all return the same.
+    They are kept in a folder named after what decides them, see `Manifest`. A chunk that is
+    missing or damaged is drawn again; one that lacks a measurement is measured. With several
+    processes, each takes its share of the chunks, and the images do not depend on how many.
+
+    Args:
+        sampler: draws them.
+        plan: which ones.
+        extractor: the network whose features are wanted, if any are.
+        folder: where they are kept; all processes must see it.
+        title: of the model, to show.
+        prompt_metrics: score each image with its own prompt.
+        paired_metrics: compare each image with the dense model's.
+        dense: those images, of the same plan.
+
+    Raises:
+        ValueError: if the folder holds what does not belong there, or `dense` is of another plan.
     """
     start = plan.chunks()[0]
-    known = {start: draw_chunk(sampler, plan, extractor, start)} if rank() == 0 else {}
-    home = folder / on_first_rank(lambda: name_of(known[start], plan, extractor))
-    for chunk in track(list(share_of_rank(plan.chunks())), f"sampling {title}", disable=rank() > 0):
-        if read_chunk(home / chunk.file_name) is None:
-            drawn = known.get(chunk) or draw_chunk(sampler, plan, extractor, chunk)
-            with writing(home / chunk.file_name) as draft:
-                save_file(drawn, draft)
+    known = {start: draw_chunk(sampler, plan, start)} if rank() == 0 else {}
+    manifest = on_first_rank(lambda: describe(sampler, plan, known[start]))
+    home = folder / manifest.digest
+    on_first_rank(lambda: manifest.settle(home, title))
+    if dense is not None:
+        demand_pairs(manifest, next(iter(dense.values())).manifest)
+    meters = meters_of(plan, extractor, prompt_metrics, paired_metrics, dense)
+
+    def draw(chunk: Chunk) -> UInt8[Tensor, "b c h w"]:
+        return known[chunk] if chunk in known else draw_chunk(sampler, plan, chunk)
+
+    for chunk in chunks_of_rank(plan.chunks(), home, f"drawing {title}"):
+        complete(chunk, home, manifest.digest, draw, meters)
     barrier()
-    return {seed: load_samples(home, plan, seed) for seed in plan.seeds}
+    demand_files(plan.chunks(), home)
+    return {
+        seed: Samples(home, manifest, plan.chunks_of(seed), tuple(meters)) for seed in plan.seeds
+    }
 
 
-def draw_chunk(
-    sampler: Sampler, plan: SamplingPlan, extractor: FeatureExtractor, chunk: Chunk
-) -> dict[str, Tensor]:
-    """Draw the images of one chunk, in a batch of full size, and extract their features."""
-    padding = [chunk.ids[-1]] * (plan.chunk_size - len(chunk.ids))
-    ids = [*chunk.ids, *padding]
+def draw_chunk(sampler: Sampler, plan: SamplingPlan, chunk: Chunk) -> UInt8[Tensor, "b c h w"]:
+    """Draw the images of one chunk, in a batch of full size."""
+    ids = chunk.padded(plan.chunk_size)
     generators = [sample_generator(chunk.seed, sample_id) for sample_id in ids]
     images = to_uint8(sampler.sample(plan.conditions[ids], generators)).cpu()
-    drawn = {"images": images, **extractor.extract(images).tensors()}
-    plain = torch.contiguous_format  # images of diffusers have their channels last in memory
-    return {n: x[: len(chunk.ids)].clone(memory_format=plain) for n, x in drawn.items()}
+    # Images of diffusers have their channels last in memory.
+    return images[: len(chunk.ids)].clone(memory_format=torch.contiguous_format)
 
 
-def name_of(first: Mapping[str, Tensor], plan: SamplingPlan, extractor: FeatureExtractor) -> str:
-    """Return a digest of the first chunk and of what else decides the others."""
-    digest = hashlib.sha256(first["images"].numpy().tobytes())
-    digest.update(plan.conditions.numpy().tobytes())
-    digest.update(f"{plan.seeds[0]}/{plan.chunk_size}/{extractor.name}/{sorted(first)}".encode())
-    return digest.hexdigest()[:16]
+def complete(
+    chunk: Chunk,
+    home: Path,
+    manifest: str,
+    draw: Callable[[Chunk], UInt8[Tensor, "b c h w"]],
+    meters: Mapping[Key, Meter],
+) -> None:
+    """Draw a chunk that is not on disk as it should be, and measure of it what was not."""
+    held = find_chunk(chunk, home, manifest)
+    images, columns = (draw(chunk), {}) if held is None else held
+    missing = {
+        key: meter
+        for key, meter in meters.items()
+        if not any(name.startswith(key.prefix) for name in columns)
+    }
+    for key, meter in missing.items():
+        columns.update({key.prefix + name: x for name, x in meter(chunk, images).items()})
+    if held is None:
+        write_chunk(chunk, home, images, columns, manifest)
+    elif missing:
+        write_columns(chunk, home, columns, manifest)
 
 
-def read_chunk(path: Path) -> dict[str, Tensor] | None:
-    """Return a chunk's tensors, or None if its file is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return None
-
-
-def load_samples(home: Path, plan: SamplingPlan, seed: int) -> Samples:
-    """Return all samples of one seed from their files."""
-    chunks = [load_file(home / c.file_name) for c in plan.chunks() if c.seed == seed]
-    drawn = joined(chunks)
-    return Samples(drawn.pop("images"), Features(**drawn))
+def demand_files(chunks: Sequence[Chunk], home: Path) -> None:
+    """Raise a ValueError if this process cannot see what others wrote."""
+    num_missing = sum(not chunk.file(home).exists() for chunk in chunks)
+    if num_missing:
+        raise ValueError(
+            f"{num_missing} of {len(chunks)} chunks of samples are not in {home}, though other "
+            "processes have written them: put samples_folder on a disk that all of them share"
+        )
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
@@ -169,14 +160,14 @@ def warn_of_few_images(metrics: Iterable[FeatureMetric], num_images: int) -> Non
 
 
 def measure(
-    samples: Mapping[int, Features], reference: Features, metrics: Iterable[FeatureMetric]
+    samples: Iterable[Features], reference: Features, metrics: Sequence[FeatureMetric]
 ) -> Measured:
     """Compare the features of each seed with the reference images', in this process alone."""
     measured: Measured = {}
-    for original in metrics:
-        metric = original.clone()
-        metric.distributed_available_fn = lambda: False  # ranks hold the same samples, no shares
-        for drawn in samples.values():
+    for drawn in samples:
+        for original in metrics:
+            metric = original.clone()
+            metric.distributed_available_fn = lambda: False  # ranks hold the same, no shares
             metric.reset()
             metric.update(drawn, reference)
             with all_cores():
@@ -186,12 +177,15 @@ def measure(
     return measured
 
 
-def measure_pairs(samples: Mapping[int, Samples], dense: Mapping[int, Samples]) -> Measured:
-    """Return the mean error of each seed's images to the dense model's from the same noise."""
+def measure_values(samples: Iterable[Samples]) -> Measured:
+    """Return the mean over the images of each seed, of every number that an image has for itself.
+
+    It is rounded once, so that no order of summation changes it.
+    """
     measured: Measured = {}
-    for seed, drawn in samples.items():
-        for name, errors in paired_errors(drawn.images, dense[seed].images).items():
-            measured.setdefault(name, []).append(errors.mean().item())
+    for drawn in samples:
+        for name, values in drawn.values().items():
+            measured.setdefault(name, []).append(statistics.fmean(values.tolist()))
     return measured
 
 
@@ -200,8 +194,3 @@ def extract_all(
 ) -> Features:
     """Return the features of all images of a loader."""
     return Features(**joined([extractor.extract(images).tensors() for images in batches]))
-
-
-def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of all parts, one part after the other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -52,22 +52,27 @@ def find_transformer(holder: nn.Module, path: str | None = None) -> Found:
         ValueError: if there is none or more than one, listing what there is; if adapters are in
             the way.
     """
-    everything = list(networks(holder))
-    if path is None:
-        candidates = known(everything) or repeating(everything)
-        found = candidates[0] if len(candidates) == 1 else None
-    else:
-        candidates = known(everything) or everything
-        found = at(holder, path)
+    found = at(holder, path) if path else only_one(holder)
     if found is None:
+        everything = list(networks(holder))
         raise ValueError(
-            f"{type(holder).__name__} "
-            + (f"has no module {path!r}" if path else f"holds {len(candidates)} transformers")
-            + "; say which to prune by module=...:\n"
-            + listing([str(each) for each in candidates])
+            f"{type(holder).__name__} has no module {path!r}; say which to prune by module=...:\n"
+            + listing([str(each) for each in known(everything) or everything])
         )
     demand_no_adapters(found)
     return found
+
+
+def only_one(holder: nn.Module) -> Found:
+    """Return the only network that may be meant, or raise a ValueError that lists them."""
+    everything = list(networks(holder))
+    candidates = known(everything) or repeating(everything)
+    if len(candidates) != 1:
+        raise ValueError(
+            f"{type(holder).__name__} holds {len(candidates)} transformers; say which to prune by "
+            "module=...:\n" + listing([str(each) for each in candidates])
+        )
+    return candidates[0]
 
 
 def at(holder: nn.Module, path: str) -> Found | None:

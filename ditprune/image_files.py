@@ -1,10 +1,12 @@
 """Images from files: a folder of them, or one npz as ADM's evaluator reads."""
 
 import logging
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,7 +35,21 @@ def read_images(path: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
 
 
 def read_folder(folder: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
-    """Yield the images of a folder; what is no image is counted in a warning."""
+    """Yield the images of a folder."""
+    paths = image_paths(folder)
+    return (
+        torch.cat(list(part))
+        for _, same in groupby(map(read_image, paths), key=lambda image: image.shape)
+        for part in parts(same)
+    )
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return the images of a folder, by name; what is no image is counted in a warning.
+
+    Raises:
+        ValueError: if there are none.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
@@ -43,11 +59,7 @@ def read_folder(folder: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
         )
     if len(paths) < len(files):
         log.warning("%d files in %s are no images, and left out", len(files) - len(paths), folder)
-    return (
-        torch.cat(list(part))
-        for _, same in groupby(map(read_image, paths), key=lambda image: image.shape)
-        for part in parts(same)
-    )
+    return paths
 
 
 def parts(images: Iterator[UInt8[Tensor, "1 c h w"]]) -> Iterator[list[Tensor]]:
@@ -84,22 +96,80 @@ def read_image(path: Path) -> UInt8[Tensor, "1 c h w"]:
 
 
 def read_npz(path: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
-    """Yield the images of an npz."""
+    """Yield the images of an npz, of which a batch is in memory at a time."""
+    shape = npz_shape(path)
+    starts = range(0, shape[0], BATCH_SIZE)
+    sizes = [min(BATCH_SIZE, shape[0] - start) for start in starts]
+    return stream(path, [(size, *shape[1:]) for size in sizes])
+
+
+def npz_shape(path: Path) -> tuple[int, int, int, int]:
+    """Return the number of an npz' images, their height, width and channels.
+
+    Raises:
+        ValueError: if it holds none.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["arr_0"]
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            shape, in_columns, dtype = read_header(file)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"cannot read images from {path}: {error}. It must hold them as arr_0 [n, h, w, c]"
         ) from error
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    if dtype != np.uint8 or len(shape) != 4 or not shape[0] or in_columns:
         raise ValueError(
-            f"arr_0 of {path} must hold images [n, h, w, c] in 8 bits; it is {images.dtype} of "
-            f"shape {list(images.shape)}"
+            f"arr_0 of {path} must hold images [n, h, w, c] in 8 bits, row after row; it is "
+            f"{dtype} of shape {list(shape)}"
         )
-    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return (
-        # In memory as those of a folder are: it decides which kernels run.
-        batch.clone(memory_format=torch.contiguous_format)
-        for batch in channels_first.split(BATCH_SIZE)
-    )
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def read_header(
+    file: zipfile.ZipExtFile | IO[bytes],
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order and type of an array, and leave the file where its values start."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    return read[np.lib.format.read_magic(file)](file)
+
+
+def stream(path: Path, shapes: Sequence[tuple[int, ...]]) -> Iterator[UInt8[Tensor, "n c h w"]]:
+    """Yield the images of an npz, in batches of these shapes."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        read_header(file)
+        for shape in shapes:
+            content = file.read(math.prod(shape))
+            if len(content) < math.prod(shape):
+                raise ValueError(f"{path} is cut off: arr_0 holds fewer images than it says")
+            pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
+            # In memory as those of a folder are: it decides which kernels run.
+            yield pixels.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+
+
+def count_images(path: Path) -> int:
+    """Return the number of images in a folder or an npz.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    return npz_shape(path)[0] if path.suffix == ".npz" else len(image_paths(path))
+
+
+def demand_any_order(path: Path) -> None:
+    """Raise a ValueError if images are sorted by their class, as labels beside them tell.
+
+    Raises:
+        ValueError: if arr_1 holds classes in rising order.
+    """
+    if path.suffix != ".npz":
+        return
+    with np.load(path, allow_pickle=False) as file:
+        labels = file["arr_1"] if "arr_1" in file.files else np.zeros(0)
+    if len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
+        raise ValueError(
+            f"the images of {path} are sorted by class (arr_1), so that ADM's inception score, "
+            "which takes 5,000 after 5,000 as they come, would be far too low: shuffle them, or "
+            "use InceptionScore, which does"
+        )

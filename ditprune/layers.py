@@ -17,13 +17,18 @@ from ditprune.targets import PruneTarget
 def target_weights(model: nn.Module, family: Family) -> Weights:
     """Return the weights of the family's targets, which share the model's memory."""
     weights = {target: weight_matrix(model, target) for target in family.targets(model)}
+    demand_finite_weights(weights)
+    return weights
+
+
+def demand_finite_weights(weights: Weights) -> None:
+    """Raise a ValueError that names the layers with weights that are NaN or infinite."""
     bad = [target.name for target, weight in weights.items() if not weight.isfinite().all()]
     if bad:
         raise ValueError(
             f"the model has NaN or infinite weights in {', '.join(bad[:8])}; the checkpoint is "
             "damaged, or its dtype too narrow"
         )
-    return weights
 
 
 def bias_of(model: nn.Module, target: PruneTarget) -> Tensor | None:

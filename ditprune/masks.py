@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,32 @@ class MaskSet:
         if masks.hash() != header["hash"]:
             raise ValueError(f"{path} was changed after it was written: its hash does not match")
         return masks
+
+
+class StoredMasks(Mapping[PruneTarget, Tensor]):
+    """Masks in files that `MaskSet.save` wrote, read one by one when asked for."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Note where each mask is."""
+        self.places: dict[PruneTarget, tuple[Path, tuple[int, int]]] = {}
+        for path in paths:
+            with safe_open(path, "pt") as file:
+                shapes = targets_in(file.metadata())
+            self.places |= {target: (path, shape) for target, shape in shapes}
+
+    def __getitem__(self, target: PruneTarget) -> Bool[Tensor, "out in"]:
+        """Read one mask."""
+        path, shape = self.places[target]
+        with safe_open(path, "pt") as file:
+            return unpack_bits(file.get_tensor(target.name), shape)
+
+    def __iter__(self) -> Iterator[PruneTarget]:
+        """Iterate over the layers."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.places)
 
 
 def targets_in(header: Mapping[str, str]) -> list[tuple[PruneTarget, tuple[int, int]]]:

@@ -1,6 +1,6 @@
 """The whole method on one screen."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -33,6 +33,15 @@ class LayerErrors(NamedTuple):
     masked: float
     """By the mask alone."""
     repaired: float
+
+
+class PrunedLayer(NamedTuple):
+    """What pruning did to one layer."""
+
+    target: PruneTarget
+    mask: Bool[Tensor, "out in"]
+    errors: LayerErrors | None
+    """None where its Gram matrix was not known."""
 
 
 @dataclass(frozen=True)
@@ -127,21 +136,37 @@ def carry_out_(
 
     If that fails, the model is as it was: meanwhile the CPU's memory holds its weights too.
     """
-    masks, errors = {}, {}
     known = stats_by_block(model, batches, family, weights, evidence, recipe)
     with all_or_nothing(model, weights), closing(known):
-        for stats in known:
-            scores = scores_of(replace(evidence, stats=stats), weights, recipe)
-            chosen = {target: pools[target].keep(scores[target]) for target in stats}
-            for target, mask in chosen.items():
-                weight, statistic = weights[target], stats[target]
-                importance = evidence.importance.get(target)
-                repaired = repair_layer(model, target, mask, statistic, importance, pools, recipe)
-                if statistic.gram is not None:
-                    errors[target] = layer_errors(weight, mask, repaired, statistic)
-                install_(model, target, repaired)
-                masks[target] = repaired.mask
-    return Outcome(MaskSet({target: masks[target] for target in weights}), errors)
+        pruned = {
+            layer.target: layer
+            for stats in known
+            for layer in prune_layers_(
+                model, weights, replace(evidence, stats=stats), pools, recipe
+            )
+        }
+    masks = MaskSet({target: pruned[target].mask for target in weights})
+    return Outcome(masks, {t: layer.errors for t, layer in pruned.items() if layer.errors})
+
+
+def prune_layers_(
+    model: nn.Module,
+    weights: Weights,
+    evidence: Evidence,
+    pools: Mapping[PruneTarget, Pools],
+    recipe: Recipe,
+) -> Iterator[PrunedLayer]:
+    """Prune the layers of which something is known, one by one, as they are asked for."""
+    scores, stats = scores_of(evidence, weights, recipe), evidence.stats
+    chosen = {target: pools[target].keep(scores[target]) for target in stats}
+    for target, mask in chosen.items():
+        importance = evidence.importance.get(target)
+        repaired = repair_layer(model, target, mask, stats[target], importance, pools, recipe)
+        errors = None
+        if stats[target].gram is not None:
+            errors = layer_errors(weights[target], mask, repaired, stats[target])
+        install_(model, target, repaired)
+        yield PrunedLayer(target, repaired.mask, errors)
 
 
 def stats_by_block(

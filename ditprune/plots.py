@@ -3,23 +3,26 @@
 import math
 import shutil
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Float, Float64, Int
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ditprune.atomic import writing
 from ditprune.clustered import ClusteredLayer
 from ditprune.importance import Importance
+from ditprune.pairs import Pair
 from ditprune.plan import LayerPlan
-from ditprune.report import DIRECTION, LOWER_IS_BETTER
+from ditprune.report import LOWER_IS_BETTER, direction
 from ditprune.study_report import StudyReport
 from ditprune.targets import PruneTarget, Role
 
@@ -96,6 +99,20 @@ def importance_figure(importance: Mapping[PruneTarget, Importance]) -> Figure:
     return figure
 
 
+def run_figures(
+    layers: Sequence[LayerPlan],
+    importance: Mapping[PruneTarget, Importance],
+    clustered: Sequence[ClusteredLayer],
+) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of a run by name: of all layers, and of what else there is."""
+    yield "layers/sparsity", sparsity_figure(layers)
+    yield "layers/row_variation", row_variation_figure(layers)
+    if importance:
+        yield "layers/importance", importance_figure(importance)
+    for layer in clustered:
+        yield f"clusters/{layer.target.role.value}", clusters_figure(layer)
+
+
 def quality_figure(report: StudyReport, metric: str) -> Figure:
     """Draw a metric against the setting, a curve for each method, with deviations as bars."""
     settings, methods = report.settings(), report.methods()
@@ -116,7 +133,7 @@ def quality_figure(report: StudyReport, metric: str) -> Figure:
         axes.axhline(dense, color="black", linestyle=":", label="dense")
     axes.set(xticks=range(len(settings)), xticklabels=settings, ylabel=metric)
     axes.set_xlabel("sparsity of the targets, or pattern")
-    if DIRECTION.get(metric) == LOWER_IS_BETTER:
+    if direction(metric) == LOWER_IS_BETTER:
         axes.set_yscale("log")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -249,18 +266,25 @@ def edges(labels: Int[Tensor, " members"], step: int) -> Float64[np.ndarray, " e
     return np.ceil(np.cumsum(labels.bincount().numpy())[:-1] / step) * step - 0.5
 
 
-def pair_grid(
-    dense: UInt8[Tensor, "n c h w"], pruned: UInt8[Tensor, "n c h w"], num_pairs: int = 20
-) -> UInt8[Tensor, "3 height width"]:
-    """Return an image grid: dense images above the pruned model's, from the same noise."""
-    num_columns = min(10, num_pairs, len(dense))
-    num_pairs = min(num_pairs, len(dense)) // num_columns * num_columns
-    rows = [
-        half[start : start + num_columns]
-        for start in range(0, num_pairs, num_columns)
-        for half in (dense, pruned)
-    ]
-    images = torch.cat(rows)
-    scale = max(1, 64 // images.shape[-1])  # tiny images would be specks on the screen
-    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    return make_grid(images, nrow=num_columns, padding=2, pad_value=128)
+def pairs_figure(pairs: Sequence[Pair]) -> Figure:
+    """Draw images of the dense model beside those of the pruned one, with what was asked for."""
+    num_columns = min(4, len(pairs))
+    num_rows = math.ceil(len(pairs) / num_columns)
+    figure = Figure(figsize=(3 * num_columns, 0.3 + 2.2 * num_rows), layout="constrained")
+    figure.suptitle("left: dense; right: pruned", fontsize=9)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axes, pair in zip_longest(grid.flat, pairs):
+        draw_pair(axes, pair) if pair else axes.set_axis_off()
+    return figure
+
+
+def draw_pair(axes: Axes, pair: Pair) -> None:
+    """Draw both images, the dense model's on the left."""
+    gap = torch.full((3, pair.dense.shape[1], max(1, pair.dense.shape[2] // 16)), 255)
+    both = [image.expand(3, -1, -1) for image in (pair.dense, pair.pruned)]
+    axes.imshow(torch.cat([both[0], gap, both[1]], 2).permute(1, 2, 0).numpy())
+    # A prompt may hold $ signs, which are no formulas.
+    short = textwrap.fill(textwrap.shorten(pair.asked, 100), 36)
+    axes.set_title(short, fontsize=8, parse_math=False)
+    axes.set(xlabel=pair.origin, xticks=[], yticks=[])
+    axes.xaxis.label.set_fontsize(7)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from ditprune.calibration import evaluating
 from ditprune.distributed import share_of_rank, sum_over_ranks
 from ditprune.families import Batch, Condition, Family, map_condition
-from ditprune.families.base import cast_like
+from ditprune.families.base import condition_like
+from ditprune.point_cache import digest, reach_once
 from ditprune.prompts import Encoded
 from ditprune.sampling import denoising, draw_noise, sample_generator
 
@@ -30,6 +32,9 @@ class TrajectoryPoints:
     """Of classifier-free guidance; models without a null branch do not use it."""
     num_samples: int = 128
     seed: int = 0
+    folder: Path | None = None
+    """Where points are kept as they are reached, so that an interrupted run goes on; None is
+    nowhere."""
 
     @torch.no_grad()
     def reach(self) -> list[Batch]:
@@ -41,18 +46,33 @@ class TrajectoryPoints:
         shape = (self.num_samples, *self.encoded.latents_shape)
         weight = next(self.model.parameters())
         latents = torch.zeros(shape, dtype=torch.float64, device=weight.device)
+        kept = self.kept()
         with evaluating(self.model):
             for index in share_of_rank(range(self.num_samples)):
-                latents[index] = self.point(index).latents[0]
+                latents[index] = self._reached(index, kept)[0]
         reached = sum_over_ranks(latents).to(weight.dtype).cpu()
         return [self.batch(index, reached[[index]]) for index in range(self.num_samples)]
+
+    def kept(self) -> Path | None:
+        """Return the folder of these points among those of others."""
+        if self.folder is None:
+            return None
+        settings = [self.guidance_scale, self.num_samples, self.seed]
+        name = digest(self.model, self.family, self.encoded, settings)
+        return self.folder / f"points-{name}"
+
+    def _reached(self, index: int, kept: Path | None) -> Float[Tensor, "1 ..."]:
+        def reach() -> Float[Tensor, "1 ..."]:
+            return self.point(index).latents
+
+        return reach_once(kept / f"{index}.safetensors", reach) if kept else reach()
 
     def point(self, index: int) -> Batch:
         """Run one trajectory up to its step, on the model's device."""
         weight = next(self.model.parameters())
         generator = sample_generator(self.seed, index, "calibration")
         noise = draw_noise(self.encoded.latents_shape, [generator]).to(weight)
-        condition = map_condition(lambda x: cast_like(x, weight), self.condition(index))
+        condition = condition_like(self.condition(index), weight)
         steps = denoising(
             self.model,
             self.family,
@@ -73,9 +93,7 @@ class TrajectoryPoints:
 
     def condition(self, index: int) -> Condition:
         """Return what a sample hears, of both branches."""
-        condition = self.encoded.condition
-        num_prompts = len(next(iter(condition.values())))
-        return map_condition(lambda x: x[index % num_prompts :][:1], condition)
+        return map_condition(lambda x: x[[index % len(x)]], self.encoded.condition)
 
     def batch(self, index: int, latents: Float[Tensor, "1 ..."]) -> Batch:
         """Return a sample whose latents are known."""

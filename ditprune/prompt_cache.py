@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ditprune.atomic import writing
 from ditprune.distributed import on_first_rank
 from ditprune.families import Conditional
+from ditprune.families.conditional import named
 from ditprune.prompts import Encoded, encode, unmoved
 
 CONDITION, SCHEDULER = "condition.", "scheduler."
@@ -52,13 +53,26 @@ def encode_once(
 def digest(pipeline: DiffusionPipeline, prompts: Sequence[str], settings: Any) -> str:
     """Return a name for everything that decides what prompts become."""
     told = [type(pipeline).__name__, list(prompts), settings, *descriptions(pipeline)]
-    found = hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode())
+    found = hashlib.sha256(json.dumps(told, sort_keys=True, default=described).encode())
     for name, part in pipeline.components.items():
         if name.startswith("text_encoder") and isinstance(part, nn.Module):
             for key, tensor in part.state_dict().items():
-                found.update(key.encode())
-                found.update(tensor.cpu().flatten().contiguous().view(torch.uint8).numpy())
+                take_in(found, key, tensor)
     return found.hexdigest()[:16]
+
+
+def described(setting: Any) -> str:
+    """Return what JSON has no words for; of an image, a digest of all its numbers."""
+    numbers = setting.cpu().numpy() if isinstance(setting, Tensor) else setting
+    if hasattr(numbers, "tobytes"):
+        return hashlib.sha256(numbers.tobytes()).hexdigest()
+    return repr(setting)
+
+
+def take_in(found: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor to a digest."""
+    found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    found.update(tensor.cpu().flatten().contiguous().view(torch.uint8).numpy())
 
 
 def descriptions(pipeline: DiffusionPipeline) -> Iterator[tuple[str, str, str]]:
@@ -71,7 +85,7 @@ def descriptions(pipeline: DiffusionPipeline) -> Iterator[tuple[str, str, str]]:
 def write(path: Path, encoded: Encoded) -> None:
     """Write tensors, and beside them in the file's header all that is no tensor."""
     plain, tensors = parts_of(encoded.scheduler)
-    condition = {CONDITION + name: once(x) for name, x in encoded.condition.items()}
+    condition = {CONDITION + name: once(x) for name, x in named(encoded.condition).items()}
     schedule = {SCHEDULER + name: x.contiguous() for name, x in tensors.items()}
     header = {"shape": json.dumps(encoded.latents_shape), "scheduler": json.dumps(plain)}
     with writing(path) as draft:
@@ -95,7 +109,7 @@ def read(path: Path, scheduler: SchedulerMixin, num_prompts: int) -> Encoded | N
 
 def once(x: Tensor) -> Tensor:
     """Return a single row of those that are one in memory."""
-    return (x[:1] if x.stride(0) == 0 else x).contiguous()
+    return (x[0].unsqueeze(0) if x.stride(0) == 0 else x).contiguous()
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ditprune.diffusers_pipeline import denoiser_of
-from ditprune.families import Conditional
+from ditprune.families import Condition, Conditional
 from ditprune.families.conditional import NULL
 
 NO_GUIDANCE, SOME_GUIDANCE = 0.0, 2.0
@@ -29,9 +29,9 @@ Named = Mapping[str, Tensor]
 class Encoded:
     """Prompts as a transformer hears them, and the sampling that a pipeline prepared for them."""
 
-    condition: dict[str, Tensor]
-    """Named tensors [prompts, ...], with null twins where there is guidance. On the CPU; what is
-    alike for all prompts is in memory once."""
+    condition: Condition
+    """Named tensors [prompts, ...], with null twins where there is guidance; or class labels. On
+    the CPU; what is alike for all prompts is in memory once."""
     latents_shape: tuple[int, ...]
     """Of one sample, in the transformer's own layout."""
     scheduler: SchedulerMixin

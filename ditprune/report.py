@@ -3,21 +3,68 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ditprune.atomic import writing
-from ditprune.evaluation import Measured
+from ditprune.bootstrap import NUM_RESAMPLES, Summary
+from ditprune.evaluation import MANY_IMAGES, Measured
 from ditprune.plan import LayerPlan, Plan
+from ditprune.results import Summaries, measured_entry, summaries_entry
 
 LOWER_IS_BETTER = "↓"
 HIGHER_IS_BETTER = "↑"
 DIRECTION = dict.fromkeys(
-    ("fid", "fid_infinity", "sfid", "kid", "kid_std", "cmmd", "mse"), LOWER_IS_BETTER
+    ("fid", "fid_infinity", "sfid", "kid", "kid_std", "cmmd", "mse", "lpips"), LOWER_IS_BETTER
 )
 """Which way is better; what is not named is better higher."""
+
+
+def direction(name: str) -> str:
+    """Return the arrow of a metric, whose name may tell its protocol behind a slash."""
+    return DIRECTION.get(name.partition("/")[0], HIGHER_IS_BETTER)
+
+
+BIASED = frozenset({"fid", "sfid"})
+"""Distances that few images make larger."""
+TOLD = {
+    "saliency": "scored by",
+    "granularity": "compared within",
+    "budget": "shared out by",
+    "importance": "their errors weighed by",
+    "repair": "the kept ones repaired by",
+}
+"""What the parts of a recipe do to weights."""
+NOT_MEASURED = "Not measured: add an EvaluationCallback and run `trainer.validate`."
+ABOUT_INTERVALS = (
+    f"95 % of {NUM_RESAMPLES:,} bootstrap samples of the prompts have their mean in the interval; "
+    "the median is that of the images."
+)
+MEASURED = (
+    "features",
+    "num_samples",
+    "seeds",
+    "conditions",
+    "reference",
+    "metrics",
+    "per_image",
+    "cost",
+)
+"""What a report tells of images and costs, and not of the pruning."""
+
+
+class Table(NamedTuple):
+    """Cells to read, whatever they are written in."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -31,9 +78,15 @@ class PruneReport:
     """The network whose features are compared, with a hash of its weights."""
     num_samples: int = 0
     seeds: Sequence[int] = ()
+    conditions: str = ""
+    """Digest of what was asked for: classes or prompts."""
+    reference: str = ""
+    """How many real images were compared with, and a digest of them."""
     dense: Measured = field(default_factory=dict)
     """Values of each metric, one for each seed."""
     pruned: Measured = field(default_factory=dict)
+    per_image: Mapping[str, Summaries] = field(default_factory=dict)
+    """Of what every image has for itself: means with intervals, and medians, of each model."""
     cost: Mapping[str, float | str] = field(default_factory=dict)
     """Times in seconds, peak memory in MiB, library versions: what differs between equal runs."""
 
@@ -51,15 +104,22 @@ class PruneReport:
             "features": self.features,
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
-            "metrics": {"dense": finite(self.dense), "pruned": finite(self.pruned)},
+            "conditions": self.conditions,
+            "reference": self.reference,
+            "metrics": {
+                "dense": measured_entry(self.dense),
+                "pruned": measured_entry(self.pruned),
+            },
+            "per_image": {
+                title: summaries_entry(found) for title, found in self.per_image.items() if found
+            },
             "layers": [layer_entry(layer) for layer in self.plan.layers],
             "cost": dict(self.cost),
         }
 
     def pruning_config(self) -> dict[str, Any]:
         """Return what identifies the pruning: the report without measurements."""
-        left_out = ("metrics", "cost", "features", "num_samples", "seeds")
-        return {name: value for name, value in self.to_dict().items() if name not in left_out}
+        return {name: value for name, value in self.to_dict().items() if name not in MEASURED}
 
     def scalars(self) -> dict[str, float]:
         """Return both sparsities and the mean of every metric, for hyperparameter tables."""
@@ -76,16 +136,15 @@ class PruneReport:
 
     def summary(self) -> str:
         """Return the facts and the result table."""
-        return f"{self._facts()}\n\n{self._metrics()}\n"
+        return f"{self._facts()}\n\n{self._images()}\n"
 
     def to_markdown(self) -> str:
         """Return the report as a page to read."""
-        cost = "\n".join(f"- {name}: {show(value)}" for name, value in self.cost.items())
         sections = {
             "# Pruning report": self._facts(),
-            "## Images": self._metrics(),
-            "## Cost": cost,
-            "## Layers": layer_markdown(self.plan.layers),
+            "## Images": self._images(),
+            "## Cost": bullets(f"{name}: {show(value)}" for name, value in self.cost.items()),
+            "## Layers": layer_table(self.plan.layers).to_markdown(),
         }
         return "\n".join(f"{title}\n\n{text}\n" for title, text in sections.items())
 
@@ -96,29 +155,92 @@ class PruneReport:
         with writing(folder / "report.md") as draft:
             draft.write_text(self.to_markdown())
 
-    def _facts(self) -> str:
-        facts = {
-            **self.recipe,
+    def sentence(self) -> str:
+        """Return the recipe in a sentence."""
+        done = [f"{told} {self.recipe[part]}" for part, told in TOLD.items() if self._has(part)]
+        return f"{self.plan.target_sparsity:.2%} of the targets' weights pruned: {', '.join(done)}."
+
+    def _has(self, part: str) -> bool:
+        return self.recipe.get(part, "None") != "None"
+
+    def facts(self) -> dict[str, str]:
+        """Return what was pruned, and what it was measured on."""
+        return {
             "target set": self.plan.target_set(),
             "sparsity": self.plan.totals(),
             "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}; "
             "metrics are mean ± standard deviation over the seeds",
             "features": self.features or "none",
-            "speed": "that of the dense model: zeros are stored and multiplied like other weights",
+            "real images": self.reference or "none",
             "mask hash": self.mask_hash,
         }
-        return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
-    def _metrics(self) -> str:
-        names = [*self.dense, *(name for name in self.pruned if name not in self.dense)]
-        if not names:
-            return "Not measured: add an EvaluationCallback and run `trainer.validate`."
-        rows = [
-            f"| {name} {DIRECTION.get(name, HIGHER_IS_BETTER)} | {spread(self.dense.get(name))} | "
-            f"{spread(self.pruned.get(name))} |"
-            for name in names
+    def notes(self) -> list[str]:
+        """Return what a reader may not conclude."""
+        notes = [
+            "Zeros are not speed: the pruned model has the dense one's shapes and runs as fast; "
+            "zeros are stored and multiplied like other weights."
         ]
-        return "\n".join(["| metric | dense | pruned |", "|---|---|---|", *rows])
+        if 0 < self.num_samples < MANY_IMAGES and not BIASED.isdisjoint(self.pruned or self.dense):
+            notes.append(
+                f"FID is measured on {self.num_samples:,} images: its bias goes as 1/N, so that "
+                f"numbers of different N do not compare; those published take {MANY_IMAGES:,} or "
+                "more."
+            )
+        if len(self.seeds) == 1:
+            notes.append(
+                "From one seed of the noise, nobody knows how far chance moves the metrics."
+            )
+        return notes
+
+    def metric_table(self) -> Table:
+        """Return the metrics of both models."""
+        names = dict.fromkeys([*self.dense, *self.pruned])
+        rows = [
+            (f"{n} {direction(n)}", spread(self.dense.get(n)), spread(self.pruned.get(n)))
+            for n in names
+        ]
+        return Table(("metric", "dense", "pruned"), rows)
+
+    def per_image_table(self) -> Table:
+        """Return what every image has for itself, of each model."""
+        rows = [
+            (
+                f"{name} {direction(name)}",
+                title,
+                show(summary.mean),
+                interval(summary),
+                show(summary.median),
+            )
+            for title, summaries in self.per_image.items()
+            for name, summary in summaries.items()
+        ]
+        return Table(("per image", "model", "mean", "interval", "median"), rows)
+
+    def _facts(self) -> str:
+        facts = {**self.recipe, **self.facts()}
+        return bullets([*(f"{name}: {value}" for name, value in facts.items()), *self.notes()])
+
+    def _images(self) -> str:
+        metrics, per_image = self.metric_table(), self.per_image_table()
+        if not metrics.rows:
+            return NOT_MEASURED
+        tables = [metrics.to_markdown()]
+        if per_image.rows:
+            tables += [ABOUT_INTERVALS, per_image.to_markdown()]
+        return "\n\n".join(tables)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a list in Markdown."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def interval(summary: Summary) -> str:
+    """Return from where to where, or nothing where some values are infinite."""
+    if not math.isfinite(summary.low):
+        return ""
+    return f"{summary.low:.4g} to {summary.high:.4g}"
 
 
 def spread(values: Sequence[float] | None) -> str:
@@ -130,14 +252,6 @@ def spread(values: Sequence[float] | None) -> str:
         return f"{mean:.4g}"
     deviation = statistics.stdev(values) if math.isfinite(mean) else math.nan
     return f"{mean:.4g} ± {deviation:.1g}"
-
-
-def finite(measured: Measured) -> dict[str, list[float | str]]:
-    """Return the values as JSON knows them: it has no infinity."""
-    return {
-        name: [value if math.isfinite(value) else str(value) for value in values]
-        for name, values in measured.items()
-    }
 
 
 def layer_entry(layer: LayerPlan) -> dict[str, Any]:
@@ -156,20 +270,23 @@ def layer_entry(layer: LayerPlan) -> dict[str, Any]:
     }
 
 
-def layer_markdown(layers: Sequence[LayerPlan]) -> str:
-    """Return the layers as a Markdown table."""
+def layer_table(layers: Sequence[LayerPlan]) -> Table:
+    """Return what every layer gave."""
     rows = [
-        f"| {layer.target.name} | {layer.target.role.value} | {layer.shape[0]} x {layer.shape[1]} "
-        f"| {layer.granularity} | {layer.sparsity:.2%} | {show(layer.row_variation)} "
-        f"| {show(layer.errors and layer.errors.masked)} "
-        f"| {show(layer.errors and layer.errors.repaired)} |"
+        (
+            layer.target.name,
+            layer.target.role.value,
+            f"{layer.shape[0]} x {layer.shape[1]}",
+            layer.granularity,
+            f"{layer.sparsity:.2%}",
+            show(layer.row_variation),
+            show(layer.errors and layer.errors.masked),
+            show(layer.errors and layer.errors.repaired),
+        )
         for layer in layers
     ]
-    head = (
-        "| layer | role | shape | granularity | sparsity | row variation "
-        "| output error of the mask | after repair |"
-    )
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
+    head = ("layer", "role", "shape", "granularity", "sparsity", "row variation")
+    return Table((*head, "output error of the mask", "after repair"), rows)
 
 
 def show(value: float | str | None) -> str:

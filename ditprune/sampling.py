@@ -70,10 +70,11 @@ def denoising(
     scheduler = copy.deepcopy(scheduler)
     extra = step_arguments(scheduler, generators)
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
-    for timestep in scheduler.timesteps:
+    for index, timestep in enumerate(scheduler.timesteps):
         batch = batch_at(scheduler, latents, timestep, condition)
         yield batch
-        prediction = guide(family.predict(model, batch), guidance_scale)
+        progress = (index + 1) / len(scheduler.timesteps)
+        prediction = family.guide(family.predict(model, batch), guidance_scale, progress)
         prediction = prediction[:, : latents.shape[1]]  # a learned variance is not used
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     clean = torch.zeros(len(latents), device=latents.device)
@@ -95,14 +96,6 @@ def batch_at(
         condition=condition,
         noise_level=timesteps / scheduler.config.num_train_timesteps,
     )
-
-
-def guide(branches: Float[Tensor, "branches b ..."], scale: float) -> Float[Tensor, "b ..."]:
-    """Combine the guidance branches: unconditional + scale * (conditional - unconditional)."""
-    if len(branches) == 1:
-        return branches[0]
-    conditional, unconditional = branches
-    return unconditional + scale * (conditional - unconditional)
 
 
 def step_arguments(

@@ -1,23 +1,26 @@
 """What images from files are worth, whoever drew them: `ditprune score`."""
 
 import json
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64, UInt8
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from ditprune.atomic import writing
-from ditprune.evaluation import extract_all, measure, warn_of_few_images
-from ditprune.image_files import read_images
+from ditprune.bootstrap import Summary, summarize
+from ditprune.evaluation import BIASED, extract_all, measure, warn_of_few_images
+from ditprune.image_files import count_images, demand_any_order, read_images
 from ditprune.metrics import (
+    ADMInceptionScore,
     FeatureExtractor,
     FeatureMetric,
+    Features,
     FrechetDistance,
     InceptionScore,
     InceptionV3,
@@ -25,6 +28,13 @@ from ditprune.metrics import (
     PrecisionRecall,
     paired_errors,
 )
+from ditprune.metrics.prompted import PromptMetric
+from ditprune.results import as_json, summaries_entry
+from ditprune.samples import joined
+from ditprune.statistics_file import holds_images, holds_statistics, load_statistics
+
+ALONE = (InceptionScore, ADMInceptionScore)
+"""Metrics that compare with no real images."""
 
 
 def score(
@@ -34,42 +44,46 @@ def score(
     extractor: FeatureExtractor | None = None,
     metrics: Sequence[FeatureMetric] | None = None,
     results: Path | None = None,
+    prompts: Path | None = None,
+    prompt_metrics: Sequence[PromptMetric] = (),
 ) -> dict[str, Any]:
     """Measure images from files.
 
     Args:
         images: a folder of images, or an npz as ADM's evaluator writes it.
-        reference: real images, likewise.
+        reference: real images, likewise; or an npz with their statistics, as `ditprune statistics`
+            and ADM write it.
         dense: the dense model's images, likewise, in the same order and from the same noise;
             adds the errors between each and its partner.
         extractor: the network whose features are compared; None is InceptionV3.
         metrics: on those features; None is FID, KID, inception score, precision and recall.
         results: JSON file to write to.
+        prompts: a text file with the prompt of each image on a line, in the order of the images.
+        prompt_metrics: score each image with its own prompt.
 
     Raises:
-        ValueError: if images cannot be read, or have no partner.
+        ValueError: if images cannot be read, or have no partner or prompt.
     """
     extractor = extractor or InceptionV3()
     if metrics is None:
-        metrics = [
-            FrechetDistance(),
-            KernelInceptionDistance(),
-            InceptionScore(),
-            PrecisionRecall(),
-        ]
-    drawn = extract_all(track(read_images(images), "images"), extractor)
-    real = extract_all(track(read_images(reference), "reference"), extractor)
-    warn_of_few_images(metrics, len(drawn.pool))
-    measured = {name: values[0] for name, values in measure({0: drawn}, real, metrics).items()}
-    measured.update(mean_errors(images, dense) if dense else {})
+        metrics = default_metrics(reference)
+    if any(isinstance(metric, ADMInceptionScore) for metric in metrics):
+        demand_any_order(images)
+    demand_reference(reference, metrics)
+    words = read_words(prompts, images, prompt_metrics)
+    warn_of_few_images(metrics, count_images(images))
+    drawn, values = look_at(images, dense, extractor, words, prompt_metrics)
+    measured = compare_sets(drawn, reference, extractor, metrics)
+    per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
+    measured.update({name: summary.mean for name, summary in per_image.items()})
     found = {
         "images": str(images),
         "reference": str(reference),
         "num_images": len(drawn.pool),
-        "num_reference": len(real.pool),
+        "num_reference": reference_size(reference),
         "features": extractor.name,
-        # JSON knows no infinity, which is the PSNR of equal images.
-        "metrics": {n: v if math.isfinite(v) else str(v) for n, v in measured.items()},
+        "metrics": {name: as_json(value) for name, value in measured.items()},
+        "per_image": summaries_entry(per_image),
     }
     if results is not None:
         with writing(results) as draft:
@@ -78,25 +92,115 @@ def score(
     return found
 
 
-def mean_errors(images: Path, dense: Path) -> dict[str, float]:
-    """Return the mean of each error between images and their partners.
+def default_metrics(reference: Path) -> list[FeatureMetric]:
+    """Return what can be measured with a reference of this kind."""
+    metrics: list[FeatureMetric] = [FrechetDistance(), InceptionScore()]
+    if holds_images(reference):
+        metrics += [KernelInceptionDistance(), PrecisionRecall()]
+    return metrics
+
+
+def demand_reference(reference: Path, metrics: Sequence[FeatureMetric]) -> None:
+    """Raise a ValueError if some metrics need real images, and there are only statistics."""
+    if holds_images(reference):
+        return
+    needy = [type(m).__name__ for m in metrics if not isinstance(m, (*BIASED, *ALONE))]
+    if needy:
+        raise ValueError(
+            f"{reference} holds statistics and no images, which {', '.join(needy)} compare with: "
+            "give the images, or leave them out"
+        )
+
+
+def reference_size(reference: Path) -> int:
+    """Return the number of real images, or 0 where a file of statistics does not tell it."""
+    if not holds_statistics(reference):
+        return count_images(reference)
+    with np.load(reference, allow_pickle=False) as file:
+        return int(file["n"]) if "n" in file else 0
+
+
+def read_words(
+    prompts: Path | None, images: Path, prompt_metrics: Sequence[PromptMetric]
+) -> list[str]:
+    """Return the prompts of all images.
+
+    Raises:
+        ValueError: if there are not as many as images, or one of file and metrics is missing.
+    """
+    if (prompts is None) != (not prompt_metrics):
+        raise ValueError("prompts and prompt_metrics belong together: give both or none")
+    if prompts is None:
+        return []
+    try:
+        words = prompts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts in {prompts}: {error}") from error
+    if len(words) != count_images(images):
+        raise ValueError(
+            f"there are {len(words)} prompts in {prompts} for {count_images(images)} images in "
+            f"{images}: give one on each line, in the order of the images' names"
+        )
+    return words
+
+
+def look_at(
+    images: Path,
+    dense: Path | None,
+    extractor: FeatureExtractor,
+    words: Sequence[str],
+    prompt_metrics: Sequence[PromptMetric],
+) -> tuple[Features, dict[str, Float64[np.ndarray, " n"]]]:
+    """Return the features of all images, and what each has for itself; batch by batch."""
+    features, values, start = [], [], 0
+    for batch, partners in track(pairs(images, dense), "images"):
+        found = {} if partners is None else paired_errors(batch, partners)
+        for metric in prompt_metrics:
+            found[metric.name] = metric.score(batch, words[start : start + len(batch)])
+        features.append(extractor.extract(batch).tensors())
+        values.append(found)
+        start += len(batch)
+    return Features(**joined(features)), {name: x.numpy() for name, x in joined(values).items()}
+
+
+def pairs(
+    images: Path, dense: Path | None
+) -> Iterator[tuple[UInt8[Tensor, "n c h w"], UInt8[Tensor, "n c h w"] | None]]:
+    """Yield batches of images with their partners, if there are some.
 
     Raises:
         ValueError: if some have no partner of their size.
     """
-    errors: dict[str, list[float]] = {}
-    for image, partner in zip_longest(one_by_one(images), one_by_one(dense)):
-        if image is None or partner is None:
+    if dense is None:
+        yield from zip(read_images(images), repeat(None))
+        return
+    for batch, partners in zip_longest(read_images(images), read_images(dense)):
+        if batch is None or partners is None or batch.shape != partners.shape:
             raise ValueError(
-                f"{images} and {dense} hold different numbers of images, so that some have no "
-                "partner"
+                f"{images} and {dense} hold different numbers of images, or of other sizes, so "
+                "that some have no partner"
             )
-        for name, values in paired_errors(image, partner).items():
-            errors.setdefault(name, []).append(values.item())
-    return {name: statistics.fmean(values) for name, values in errors.items()}
+        yield batch, partners
 
 
-def one_by_one(path: Path) -> Iterator[Tensor]:
-    """Yield images as batches of one."""
-    batches: Iterable[Tensor] = read_images(path)
-    return chain.from_iterable(batch.split(1) for batch in batches)
+def compare_sets(
+    drawn: Features, reference: Path, extractor: FeatureExtractor, metrics: Sequence[FeatureMetric]
+) -> dict[str, float]:
+    """Compare with real images, or where a metric can and there are some, with their statistics."""
+    known = BIASED if holds_statistics(reference) else ()
+    by_statistics = [metric for metric in metrics if isinstance(metric, known)]
+    others = [metric for metric in metrics if not isinstance(metric, known)]
+    measured = {}
+    if by_statistics:
+        measured.update(measure([drawn], load_statistics(reference, extractor), by_statistics))
+    if others:
+        measured.update(measure([drawn], real_features(reference, drawn, extractor), others))
+    return {name: values[0] for name, values in measured.items()}
+
+
+def real_features(reference: Path, drawn: Features, extractor: FeatureExtractor) -> Features:
+    """Return the features of the real images, or of none where there are none."""
+    if not holds_images(reference):
+        return drawn.none()
+    batches: Iterable[Tensor] = track(read_images(reference), "reference")
+    return extract_all(batches, extractor)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ditprune.atomic import writing
 from ditprune.evaluation import Measured
-from ditprune.report import DIRECTION, HIGHER_IS_BETTER, spread
+from ditprune.report import direction, spread
 from ditprune.study import Result
 
 
@@ -99,7 +99,7 @@ class StudyReport:
     def table(self, setting: str) -> str:
         """Return one setting's table: a row for each method."""
         names = self.metrics()
-        head = [f"{name} {DIRECTION.get(name, HIGHER_IS_BETTER)}" for name in names]
+        head = [f"{name} {direction(name)}" for name in names]
         columns = [
             "method",
             "targets' sparsity",

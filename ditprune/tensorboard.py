@@ -2,54 +2,41 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from jaxtyping import UInt8
-from torch import Tensor
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from ditprune.clustered import ClusteredLayer
-from ditprune.importance import Importance
-from ditprune.plots import (
-    clusters_figure,
-    importance_figure,
-    pair_grid,
-    row_variation_figure,
-    sparsity_figure,
-    study_figures,
-)
+from ditprune.pairs import Pair
+from ditprune.plots import pairs_figure, study_figures
 from ditprune.report import PruneReport
 from ditprune.study_report import StudyReport
-from ditprune.targets import PruneTarget
 
 
-def write_layers(page: SummaryWriter, report: PruneReport) -> None:
-    """Write the report, and what every layer gave: as figures, and as curves over the blocks."""
-    page.add_text("report", report.to_markdown())
-    page.add_figure("layers/sparsity", sparsity_figure(report.plan.layers))
-    page.add_figure("layers/row_variation", row_variation_figure(report.plan.layers))
+def write_run(
+    page: SummaryWriter,
+    report: PruneReport,
+    figures: Mapping[str, Figure],
+    pairs: Mapping[str, Sequence[Pair]],
+    step: int,
+) -> None:
+    """Write the report, what every layer gave, and image pairs.
+
+    Args:
+        page: of the run.
+        report: what it tells.
+        figures: by name, as `layers/sparsity`.
+        pairs: rows of image pairs by title.
+        step: where on the axis; layers are curves over the blocks.
+    """
+    page.add_text("report", report.to_markdown(), step)
     for layer in report.plan.layers:
         place, block = layer.target.place, layer.target.block
         page.add_scalar(f"sparsity_by_block/{place}", layer.sparsity, block)
         page.add_scalar(f"row_variation_by_block/{place}", layer.row_variation or 0.0, block)
-
-
-def write_importance(page: SummaryWriter, importance: Mapping[PruneTarget, Importance]) -> None:
-    """Write what errors of each layer cost, if that was measured."""
-    if importance:
-        page.add_figure("layers/importance", importance_figure(importance))
-
-
-def write_clusters(page: SummaryWriter, layers: Sequence[ClusteredLayer]) -> None:
-    """Write a heat map of each layer, with the clusters found in it."""
-    for layer in layers:
-        page.add_figure(f"clusters/{layer.target.role.value}", clusters_figure(layer))
-
-
-def write_pairs(
-    page: SummaryWriter, dense: UInt8[Tensor, "n c h w"], pruned: UInt8[Tensor, "n c h w"]
-) -> None:
-    """Write images of the dense model above those of the pruned one, from the same noise."""
-    page.add_image("images/dense above pruned", pair_grid(dense, pruned))
+    drawn = {f"images/{title}": pairs_figure(row) for title, row in pairs.items()}
+    for name, figure in {**figures, **drawn}.items():
+        page.add_figure(name, figure, step)
 
 
 def write_study(page: SummaryWriter, report: StudyReport) -> None:
@@ -57,9 +44,32 @@ def write_study(page: SummaryWriter, report: StudyReport) -> None:
     page.add_text("study", report.to_markdown())
     for name, figure in study_figures(report):
         page.add_figure(f"study/{name}", figure)
+    for method in report.methods():
+        write_method(page, report, method)
     for result in report.results:
         name = f"{result.method}-{result.setting}-seed{result.seed}".replace(" ", "")
         means = {f"study/{m}": statistics.fmean(v) for m, v in result.metrics.items()}
         means["study/prediction_error"] = result.prediction_error
         parts = {"method": result.method, "setting": result.setting, "seed": result.seed}
-        page.add_hparams({**parts, **result.recipe}, means, run_name=name.replace(":", "of"))
+        step = percent(result.target_sparsity)
+        page.add_hparams({**parts, **result.recipe}, means, None, name.replace(":", "of"), step)
+
+
+def write_method(page: SummaryWriter, report: StudyReport, method: str) -> None:
+    """Write a method's metrics over the sparsity, as a run of its own: runs share their charts.
+
+    Patterns stand apart: 2:4 is not what 50 % is.
+    """
+    with SummaryWriter(Path(page.log_dir) / method.replace("/", " ")) as curves:
+        for setting in report.settings():
+            apart = "" if setting.endswith("%") else f" at {setting.replace(':', ' of ')}"
+            sparsity = statistics.fmean(r.target_sparsity for r in report.cell(method, setting))
+            for metric in report.metrics():
+                if values := report.values(method, setting, metric):
+                    mean = statistics.fmean(values)
+                    curves.add_scalar(f"over sparsity/{metric}{apart}", mean, percent(sparsity))
+
+
+def percent(sparsity: float) -> int:
+    """Return where on TensorBoard's axis of whole numbers a sparsity belongs."""
+    return round(100 * sparsity)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ditprune.families import Batch, Condition, Family
 from ditprune.families.base import join_conditions
-from ditprune.sampling import batch_at, draw_noise, guide, sample_generator
+from ditprune.sampling import batch_at, draw_noise, sample_generator
 
 CHUNK_SIZE = 16
 """Trajectories followed at once, whatever the user's batch: it decides which kernels run."""
@@ -76,7 +76,9 @@ class DenoisingStep:
         # Some schedulers count their own steps; every call tells them where they are.
         self.scheduler._step_index = index
         batch = batch_at(self.scheduler, latents, timestep, self.condition)
-        prediction = guide(self.family.predict(self.model, batch), self.guidance_scale)
+        branches = self.family.predict(self.model, batch)
+        progress = (index + 1) / len(self.scheduler.timesteps)
+        prediction = self.family.guide(branches, self.guidance_scale, progress)
         stepped: Tensor = self.scheduler.step(
             prediction[:, : latents.shape[1]], timestep, latents
         ).prev_sample

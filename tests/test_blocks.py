@@ -2,13 +2,15 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import test_families_flux
 import torch
 from conftest import split
+from family_contract import randomized
 from torch import nn
 
 from ditprune.blocks import calibrate_blocks
 from ditprune.calibration import LogDecrease, Observation, calibrate
-from ditprune.families import Batch, DiT, Table
+from ditprune.families import Batch, DiT, Flux, Table
 from ditprune.layers import target_weights
 from ditprune.targets import Role
 
@@ -94,6 +96,20 @@ def test_blocks_before_and_after_do_not_run(tiny_dit, calibration):
     calls.clear()
     next(walk)
     assert calls == [1] * 12
+
+
+def test_blocks_behind_do_not_run_for_the_sake_of_the_other_guidance_branch():
+    contract, calls = test_families_flux.TestFlux(), []
+    model = randomized(contract.build())
+    level = torch.tensor([0.1, 0.7])
+    batch = Batch(contract.latents(), level * 1000, contract.condition(), level)
+    weights = target_weights(model, Flux())
+    walk = calibrate_blocks(model, [batch], Flux(), weights)
+    next(walk)
+    for block in model.single_transformer_blocks:
+        block.proj_out.register_forward_hook(lambda *_: calls.append(1))
+    next(walk)
+    assert not calls
 
 
 def test_the_model_is_left_as_it_was(tiny_dit, calibration):

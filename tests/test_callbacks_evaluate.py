@@ -1,9 +1,11 @@
 import copy
+import json
 
 import lightning as L
 import pytest
 import torch
 from lightning_project import Data, Project, Rows, evaluation, pruning, trainer
+from toy_prompts import Lengths, PromptedData
 
 from ditprune.callbacks import ReportCallback
 from ditprune.evaluation import to_uint8
@@ -184,3 +186,73 @@ def test_references_that_are_not_there_are_missed_before_anything_is_drawn(
         trainer(tmp_path, [evaluation()]).validate(
             Mute(tiny_dit), datamodule=NoReference(scheduler)
         )
+
+
+def test_prompt_metrics_score_both_models_with_the_datamodules_prompts(
+    tiny_dit, scheduler, tmp_path
+):
+    dense = copy.deepcopy(tiny_dit)
+    measured = evaluation(prompt_metrics=[Lengths()], metrics=[])
+    data = PromptedData(scheduler)
+    run = trainer(tmp_path, [*pruning(), measured, ReportCallback()])
+    [logged] = run.validate(Project(tiny_dit), datamodule=data)
+    words = data.evaluation_prompts(6)
+    before, after = (Lengths().score(images_of(model), words) for model in (dense, tiny_dit))
+    assert measured.dense["lengths/v1"] == [pytest.approx(before.mean().item())]
+    assert logged["lengths/v1/pruned"] == pytest.approx(after.mean().item(), rel=1e-5)
+    change = measured.results.changes["lengths/v1"]
+    assert change.mean == pytest.approx((after - before).mean().item())
+    assert change.low < change.mean < change.high
+    assert "| lengths/v1 ↑ | pruned - dense |" in (tmp_path / "report.md").read_text()
+    assert "| mse ↓ | pruned |" in (tmp_path / "report.md").read_text()
+
+
+def test_prompt_metrics_without_prompts_are_refused_before_anything_is_drawn(
+    tiny_dit, scheduler, tmp_path
+):
+    measured = evaluation(prompt_metrics=[Lengths()])
+    with pytest.raises(ValueError, match=r"evaluation_prompts\(num_samples\), and Data has none"):
+        trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Data(scheduler))
+    assert not (tmp_path / "samples").exists()
+
+
+def test_results_are_written_in_full_with_their_protocol(tiny_dit, scheduler, tmp_path):
+    measured = evaluation(seeds=[0, 1])
+    trainer(tmp_path, [*pruning(), measured]).validate(
+        Project(tiny_dit), datamodule=Data(scheduler)
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["protocol"]["features"] == "rows"
+    assert results["protocol"]["reference"].startswith("20 images, ")
+    assert (results["protocol"]["num_samples"], results["protocol"]["seeds"]) == (6, [0, 1])
+    for title, values in (("dense", measured.dense), ("pruned", measured.pruned)):
+        assert results["models"][title]["metrics"] == values
+        digests = results["models"][title]["images_sha256"]
+        assert len(set(digests.values())) == 2
+    summary = results["models"]["pruned"]["per_image"]["mse"]
+    assert summary["mean"] == pytest.approx(sum(measured.pruned["mse"]) / 2)
+    assert summary["low"] < summary["median"] < summary["high"] or summary["median"] > 0
+
+
+def test_real_images_are_seen_by_the_network_once_and_others_are_others(
+    tiny_dit, scheduler, tmp_path
+):
+    class Counting(Rows):
+        seen = 0
+
+        def extract(self, images):
+            Counting.seen += len(images)
+            return super().extract(images)
+
+    fids = []
+    for brighter, seen in ((0.0, 20 + 8), (0.0, 0), (0.1, 20)):
+        Counting.seen = 0
+        data = Data(scheduler)
+        data.images = (data.images + brighter).clamp(-1, 1)
+        measured = evaluation()
+        measured.extractor = Counting()
+        run = trainer(tmp_path, [measured], limit_val_batches=1)
+        run.validate(Project(tiny_dit), datamodule=data)
+        assert Counting.seen == seen
+        fids.append(measured.dense["fid"])
+    assert fids[0] == fids[1] != fids[2]

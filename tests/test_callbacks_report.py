@@ -2,6 +2,7 @@ import copy
 import json
 import os
 
+import lightning as L
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
@@ -14,6 +15,7 @@ from ditprune import MaskSet
 from ditprune.callbacks import GranularityCallback, PruneCallback, ReportCallback
 from ditprune.granularity import CoClusters
 from ditprune.importance import TrajectoryImportance
+from ditprune.report import spread
 from ditprune.saliency import Magnitude
 from ditprune.sensitivity import OneLayerSensitivity
 
@@ -58,13 +60,50 @@ def test_the_report_gives_both_sparsities_as_counted_in_the_saved_model(run):
 def test_the_tensorboard_page_has_scalars_figures_and_pairs(run):
     folder, _, callbacks = run
     page = EventAccumulator(str(folder)).Reload()
-    assert {"layers/sparsity", "layers/row_variation", "images/dense above pruned"} <= set(
-        page.Tags()["images"]
-    )
+    shown = {"layers/sparsity", "layers/row_variation", "images/first pairs"}
+    assert shown | {"images/worst pairs by mse"} <= set(page.Tags()["images"])
     assert page.Scalars("fid/pruned")[0].value == pytest.approx(
         sum(callbacks[2].pruned["fid"]) / 2, rel=1e-5
     )
     assert len(page.Scalars("sparsity_by_block/ff.net.0.proj")) == 2
+
+
+def test_a_sweep_into_one_page_is_a_curve_over_the_sparsity(tiny_dit, scheduler, tmp_path):
+    """Lightning's own step is 0 without training, where each run would hide the one before."""
+    for sparsity in (0.25, 0.5, 0.75):
+        logger = TensorBoardLogger(tmp_path, name="run", version="")
+        callbacks = [*pruning(sparsity), evaluation(), ReportCallback()]
+        run = trainer(tmp_path, callbacks, logger=logger)
+        run.validate(Project(copy.deepcopy(tiny_dit)), datamodule=Data(scheduler))
+        logger.experiment.close()
+    page = EventAccumulator(str(tmp_path / "run")).Reload()
+    for tag in ("fid/pruned", "mse/pruned", "sparsity/targets"):
+        assert sorted({event.step for event in page.Scalars(tag)}) == [25, 50, 75], tag
+    assert {round(100 * x.value): x.step for x in page.Scalars("sparsity/targets")} == {
+        25: 25,
+        50: 50,
+        75: 75,
+    }
+    assert {x.step for x in page.Images("images/worst pairs by mse")} == {25, 50, 75}
+
+
+def test_after_training_numbers_stand_at_its_step(tiny_dit, scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr(L.Trainer, "global_step", 7)
+    logger = TensorBoardLogger(tmp_path, name="run", version="")
+    run = trainer(tmp_path, [*pruning(), evaluation(), ReportCallback()], logger=logger)
+    run.validate(Project(tiny_dit), datamodule=Data(scheduler))
+    page = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert {event.step for event in page.Scalars("fid/pruned")} == {7}
+
+
+def test_the_page_for_a_browser_has_the_numbers_of_the_report(run):
+    folder, _, _ = run
+    page = (folder / "report.html").read_text()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["mask_hash"] in page
+    assert spread(report["metrics"]["pruned"]["fid"]) in page
+    assert "worst pairs by mse" in page
+    assert page.count('alt="dense"') == page.count('alt="pruned"') == 6 + 12
 
 
 def test_clusters_are_drawn_from_the_dense_models_scores(tiny_dit, scheduler, tmp_path):
@@ -121,7 +160,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_found_before_the_work(
 def test_a_fit_alone_writes_masks_and_model(tiny_dit, scheduler, tmp_path):
     callbacks = [*pruning(), ReportCallback()]
     trainer(tmp_path, callbacks).fit(Project(tiny_dit), datamodule=Data(scheduler))
-    assert {"report.md", "report.json", "masks.safetensors", "transformer"} <= set(
+    assert {"report.md", "report.html", "report.json", "masks.safetensors", "transformer"} <= set(
         os.listdir(tmp_path)
     )
     assert "Not measured" in (tmp_path / "report.md").read_text()

@@ -44,7 +44,15 @@ def test_the_table_has_a_column_for_the_dense_model_and_each_run():
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_samples": 60}, {"seeds": [0]}, {"target_set": "x"}, {"features": "y"}]
+    "change",
+    [
+        {"num_samples": 60},
+        {"seeds": [0]},
+        {"target_set": "x"},
+        {"features": "y"},
+        {"reference": "10 images, 1234"},
+        {"conditions": "other prompts"},
+    ],
 )
 def test_runs_that_cannot_be_compared_are_refused(change):
     with pytest.raises(ValueError, match=f"their {next(iter(change))} differs"):

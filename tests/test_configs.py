@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_pipelines
 import yaml
@@ -12,6 +13,7 @@ from ditprune.cli import main
 PIPELINES = {
     "flux": tiny_pipelines.flux,
     "pixart": tiny_pipelines.pixart,
+    "sana": tiny_pipelines.sana,
     "sd3": tiny_pipelines.sd3,
 }
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -37,8 +39,15 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
             shrink_study(callback["init_args"])
     if path.stem.startswith("train_"):
         content["trainer"].update(max_steps=2, max_epochs=1)
+        if path.stem.startswith("train_shapes_"):
+            shrink_shapes(content, tmp_path)
+    elif path.stem == "shapes_flux":  # on the model that it names
+        content["model"]["init_args"]["num_inference_steps"] = 2
+        content["data"]["init_args"].update(num_evaluation_pictures=12, num_calibration_samples=4)
     elif path.stem.split("_")[0] in PIPELINES:
         shrink_pipeline(content, tmp_path, PIPELINES[path.stem.split("_")[0]])
+    elif path.stem == "dit_xl_imagenet256":
+        shrink_imagenet(content, tmp_path)
     else:
         content["model"]["init_args"]["num_inference_steps"] = 2
         if path.stem != "digits":  # which runs on the model that it names
@@ -52,6 +61,18 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
     assert list(tmp_path.rglob("*.safetensors"))
 
 
+def shrink_shapes(content: dict, folder: Path) -> None:
+    """A few pictures; on the parts that other recipes of this kind have made."""
+    content["data"]["init_args"].update(num_training_pictures=24, num_evaluation_pictures=8)
+    content["trainer"].update(val_check_interval=1, default_root_dir=str(folder))
+    for part in (content["model"].get("init_args", {}), content["data"]["init_args"]):
+        if "vae" in part:
+            part["vae"] = "shapes-flux/vae"
+    for callback in content["trainer"]["callbacks"]:
+        if callback["class_path"].endswith("SavePretrained"):
+            callback["init_args"]["folder"] = str(folder / "made")
+
+
 def shrink_study(options: dict) -> None:
     options.update(sparsities=[0.5], patterns=[], calibration_seeds=[0])
     for recipe in options["methods"].values():
@@ -63,10 +84,24 @@ def shrink_pipeline(content: dict, folder: Path, pipeline: Callable) -> None:
     pipeline().save_pretrained(folder / "tiny")
     (folder / "prompts.txt").write_text("a cat\na dog\nblue moon\n")
     options = content["model"]["init_args"]
-    options.update(source=str(folder / "tiny"), num_inference_steps=2, height=16, width=16)
-    if "pixart" in pipeline.__name__:
-        options["options"] = {"use_resolution_binning": False}  # which knows no such small images
+    options.update(source=str(folder / "tiny"), num_inference_steps=2, height=32, width=32)
+    if special := tiny_pipelines.SPECIAL.get(pipeline.__name__):
+        options["options"] = special
     content["data"]["init_args"].update(prompts="prompts.txt", num_calibration_samples=4)
+    use_rows(content)
+
+
+def shrink_imagenet(content: dict, folder: Path) -> None:
+    tiny_pipelines.dit().save_pretrained(folder / "tiny")
+    images = np.random.default_rng(0).integers(0, 256, [12, 16, 16, 3], np.uint8)
+    np.savez(folder / "reference.npz", images)
+    content["model"]["init_args"].update(source=str(folder / "tiny"), num_inference_steps=2)
+    content["data"]["init_args"].update(num_calibration_samples=4, reference_images="reference.npz")
+    use_rows(content)
+
+
+def use_rows(content: dict) -> None:
+    """Look through features that need no network."""
     for callback in content["trainer"]["callbacks"]:
         if callback["class_path"].endswith("EvaluationCallback"):
             callback["init_args"]["extractor"] = "lightning_project.Rows"

@@ -130,3 +130,9 @@ def test_reference_images_of_any_size_are_read_in_colour_or_in_grey(tmp_path):
 def test_without_reference_images_there_is_nothing_to_compare_with(folder, message):
     with pytest.raises(ValueError, match=message):
         PromptDataModule(WORDS, reference_images=folder).reference_dataloader()
+
+
+def test_prompts_to_score_by_are_those_that_the_conditions_stand_for():
+    data = PromptDataModule(WORDS)
+    conditions = data.evaluation_conditions(15)
+    assert data.evaluation_prompts(15) == [data.prompts[i] for i in conditions]

@@ -80,6 +80,8 @@ bench = Bench(model, DiT(), scheduler, lambda seed: batches, measure, "", folder
 for result in run(Study(recipes, (0.6,), seeds=(0,)), bench):
     results["study of " + result.method] = [result.mask_hash, result.metrics["weights"]]
 (root / f"result-{{count}}-{{rank}}.json").write_text(json.dumps(results))
+if count > 1:
+    dist.destroy_process_group()  # its threads must end before the interpreter does
 """
 
 

@@ -1,9 +1,12 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ditprune.image_files import BATCH_SIZE, read_images
+from ditprune.image_files import BATCH_SIZE, count_images, read_images
 
 
 def pixels(seed: int, *shape: int) -> np.ndarray:
@@ -81,7 +84,7 @@ def test_a_damaged_image_is_named(tmp_path):
         ({"images": pixels(0, 2, 4, 4, 3)}, "must hold them as arr_0"),
         ({"arr_0": pixels(0, 2, 4, 4, 3).astype(np.float32)}, "float32 of shape"),
         ({"arr_0": pixels(0, 0, 4, 4, 3)}, r"shape \[0, 4, 4, 3\]"),
-        ({"arr_0": np.array([{}], dtype=object)}, "cannot read images"),
+        ({"arr_0": np.array([{}], dtype=object)}, "it is object of shape"),
     ],
 )
 def test_an_npz_of_something_else_is_refused_and_never_unpickled(tmp_path, arrays, message):
@@ -95,3 +98,25 @@ def test_an_npz_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(ValueError, match="cannot read images from"):
         read_images(tmp_path / "x.npz")
+
+
+def test_an_npz_that_is_cut_off_behind_its_header_is_named(tmp_path):
+    whole = io.BytesIO()
+    np.save(whole, pixels(0, 3, 4, 4, 3))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", whole.getvalue()[:-1])
+    with pytest.raises(ValueError, match=r"x.npz is cut off"):
+        list(read_images(tmp_path / "x.npz"))
+
+
+def test_a_compressed_npz_is_read_too(tmp_path):
+    arrays = pixels(0, 3, 4, 6, 3)
+    np.savez_compressed(tmp_path / "x.npz", arrays)
+    images = torch.cat(list(read_images(tmp_path / "x.npz")))
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), arrays)
+
+
+def test_images_are_counted_without_being_read(tmp_path):
+    np.savez(tmp_path / "x.npz", pixels(0, 3, 4, 6, 3))
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    assert (count_images(tmp_path / "x.npz"), count_images(tmp_path)) == (3, 1)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -52,7 +54,8 @@ def test_images_of_a_pruned_pipeline_are_measured(tmp_path):
     assert not torch.equal(
         *(s[0].images for s in (measured.dense_samples, measured.pruned_samples))
     )
-    assert len(list((tmp_path / "prompts").iterdir())) == 1
+    assert len(list((tmp_path / "prompts").glob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "prompts").glob("points-*/*.safetensors"))) == 4
 
 
 def test_errors_are_weighed_by_what_they_do_to_the_images_along_the_pipelines_schedule(tmp_path):
@@ -143,6 +146,55 @@ def test_what_is_no_pipeline_is_refused(tmp_path, monkeypatch):
         load_pipeline(str(tmp_path))
 
 
+@pytest.mark.parametrize("source", ["./a", "../a/b", "/a", "~/a", "a/b/c", "tests/a", "a b"])
+def test_what_can_only_be_a_folder_is_not_looked_for_on_the_hub(source, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", pytest.fail)
+    monkeypatch.setattr("ditprune.diffusers_pipeline.is_reachable", pytest.fail)
+    with pytest.raises(ValueError, match="there is no such folder$"):
+        load_pipeline(source)
+
+
+@pytest.mark.parametrize("error", [ConnectionError, LookupError])
+def test_without_a_network_nothing_is_tried_again_and_again(error, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    asked = []
+
+    def look(source, local_files_only):
+        asked.append(local_files_only)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("ditprune.diffusers_pipeline.model_info", fail)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", look)
+    with pytest.raises(ValueError, match="Check the name and the network"):
+        load_pipeline("owner/name")
+    assert asked == [True]
+
+
+def test_files_of_a_folder_that_are_missing_or_cut_short_are_named(tmp_path):
+    pipeline_of("pixart").save_pretrained(tmp_path, max_shard_size="20KB")
+    [*_, shard] = sorted((tmp_path / "transformer").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=f"get them again: {shard}$"):
+        load_pipeline(str(tmp_path))
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"file named {shard}.*with all of its files"):
+        load_pipeline(str(tmp_path))
+    shard.write_bytes(whole)
+    assert load_pipeline(str(tmp_path)).transformer.dtype == torch.float32
+
+
+def test_a_class_that_diffusers_does_not_have_is_named(tmp_path):
+    pipeline_of("pixart").save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("PixArtTransformer2DModel", "NewModel"))
+    with pytest.raises(ValueError, match="NewModel"):
+        load_pipeline(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [(403, "it is gated: accept its terms at https://huggingface.co/a/b"), (None, "the network")],
@@ -152,6 +204,7 @@ def test_what_the_hub_does_not_give_is_told(status, message, monkeypatch):
         raise OSError("it failed") from (gated() if status else None)
 
     monkeypatch.setattr(DiffusionPipeline, "load_config", refuse)
+    monkeypatch.setattr("ditprune.diffusers_pipeline.is_reachable", lambda source: True)
     with pytest.raises(ValueError, match=message):
         load_pipeline("a/b")
 

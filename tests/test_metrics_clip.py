@@ -1,6 +1,8 @@
 """CLIP as a feature extractor and as a judge of prompts, on a small random network."""
 
 import json
+import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, CLIPVisionModel
 
-from ditprune.metrics import CMMD, ClipImages, ClipScore, ClipScores, clip_score, cmmd
+from ditprune.metrics import CMMD, ClipImages, ClipScore, PickScore, cmmd
 from ditprune.metrics.clip import embeddings_in
-from ditprune.metrics.clip_score import as_clip_resizes
+from ditprune.metrics.prompted_clip import as_clip_resizes, cosines
 
 SIZE, LIMIT = 32, 8
 LETTERS = "abcdefghij"
@@ -164,6 +166,19 @@ def test_missing_and_broken_weights_are_an_error_that_names_them_and_the_way_out
         ClipImages(str(folder)).extract(random_images(1, 3, 40, 40))
 
 
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever the hub's client keeps, it finds nothing and cannot ask."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("of", [ClipImages, ClipScore, PickScore])
+def test_weights_that_cannot_be_reached_are_an_error_that_names_their_address(no_network, of):
+    address = "https://huggingface.co/nobody/nothing"
+    with pytest.raises(ValueError, match=f"weights=, .* model.safetensors of {address}"):
+        _ = of("nobody/nothing").network
+
+
 def test_weights_of_another_network_are_refused_and_not_drawn_at_random(weights, tmp_path):
     network = CLIPModel.from_pretrained(weights)
     network.save_pretrained(tmp_path)
@@ -175,32 +190,63 @@ def test_weights_of_another_network_are_refused_and_not_drawn_at_random(weights,
 
 def test_a_missing_tokenizer_is_an_error_that_names_it(weights, tmp_path):
     CLIPModel.from_pretrained(weights).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"tokenizer from '{tmp_path}': .*vocab.json"):
+    with pytest.raises(ValueError, match=f"tokenizer from '{tmp_path}': .*weights=.* vocab.json"):
         ClipScore(str(tmp_path)).score(random_images(1, 3, 40, 40), ["a"])
 
 
 # Scores of images with prompts.
 
 
-def test_scores_are_the_networks_own_cosines_of_each_image_with_its_own_prompt(weights):
-    images = random_images(3, 3, SIZE, SIZE)
+def expected_cosines(weights):
+    """Of three images with `a b`, `c` and `j i`: all of them with all."""
     end = len(LETTERS) + 1
     tokens = torch.tensor([[end - 1, 0, 1, end], [end - 1, 2, end, end], [end - 1, 9, 8, end]])
-    cosines = by_transformers(weights, as_google_resizes(images), tokens)  # nothing to resize
-    scores = ClipScore(weights).score(images, ["a b", "c", "j i"])
-    assert scores.cosine.tolist() == pytest.approx(cosines.diagonal().tolist(), abs=1e-6)
-    assert scores.mean() == pytest.approx(cosines.diagonal().mean().item(), abs=1e-6)
-    assert scores.num_truncated == 0
+    images = random_images(3, 3, SIZE, SIZE)
+    return by_transformers(weights, as_google_resizes(images), tokens)  # nothing to resize
+
+
+def test_scores_are_the_networks_own_cosines_of_each_image_with_its_own_prompt(weights):
+    cosines = expected_cosines(weights)
+    scores = ClipScore(weights).score(random_images(3, 3, SIZE, SIZE), ["a b", "c", "j i"])
+    assert scores.tolist() == pytest.approx((100 * cosines.diagonal()).tolist(), abs=1e-4)
+    assert scores.dtype == torch.float64
     assert not torch.allclose(cosines, cosines[:, :1], atol=1e-3)  # prompts are told apart
 
 
-def test_long_prompts_are_counted_and_cut_before_the_end_token(weights):
+def test_pick_score_is_the_networks_own_logit(weights, tmp_path):
+    network = CLIPModel.from_pretrained(weights)
+    network.logit_scale.data.fill_(math.log(90))
+    network.save_pretrained(tmp_path)
+    CLIPTokenizer.from_pretrained(weights).save_pretrained(tmp_path)
+    scores = PickScore(str(tmp_path)).score(random_images(3, 3, SIZE, SIZE), ["a b", "c", "j i"])
+    expected = 90 * expected_cosines(weights).diagonal()
+    assert scores.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_names_hold_protocol_network_weights_and_unit(weights):
+    clip, pick = ClipScore(weights), PickScore(weights)
+    folder, digest = weights.rsplit("/", 1)[1], ClipImages(weights).name.partition("/")[2]
+    assert clip.name == f"clip_score/{folder}/{digest}/x100"
+    assert pick.name == f"pick_score/{digest}/logit"
+
+
+def test_long_prompts_are_warned_of_and_cut_before_the_end_token(weights, caplog):
     images = random_images(3, 3, SIZE, SIZE)
     longest, too_long = "a b c d e f", "a b c d e f g"  # start and end take two of eight
-    scores = ClipScore(weights).score(images, [longest, too_long, "a"])
-    assert scores.num_truncated == 1
-    again = ClipScore(weights).score(images[1:2], [longest])
-    assert scores.cosine[1].item() == pytest.approx(again.cosine[0].item(), abs=1e-6)
+    with caplog.at_level(logging.WARNING):
+        scores = ClipScore(weights).score(images, [longest, too_long, "a"])
+        assert "1 of 3 prompts have more than 8 tokens" in caplog.text
+        caplog.clear()
+        again = ClipScore(weights).score(images[1:2], [longest])
+        assert not caplog.records
+    assert scores[1].item() == pytest.approx(again[0].item(), abs=1e-4)
+
+
+def test_a_score_does_not_depend_on_the_other_prompts(weights):
+    images, scorer = random_images(2, 3, SIZE, SIZE), ClipScore(weights)
+    short, long = (scorer.embed_texts(["a", other])[0] for other in ("b", "b c d e f"))
+    assert torch.equal(short, long)
+    assert scorer.score(images, ["a", "b"])[0] == scorer.score(images, ["a", "b c d e f"])[0]
 
 
 def test_images_are_resized_as_clips_own_processor_does(weights):
@@ -214,17 +260,13 @@ def test_images_are_resized_as_clips_own_processor_does(weights):
     assert (as_clip_resizes(images, SIZE) - theirs).abs().max() < 1.01 / 255
 
 
-def test_percent_is_torchmetrics_number_and_the_mean_is_not_clipped():
-    images = torch.eye(2)
-    cosine = clip_score(images, torch.tensor([[-3.0, 0.0], [0.0, 1.0]]))
-    assert cosine.tolist() == [-1, 1]
-    assert ClipScores(torch.tensor([0.2, -0.1]).double(), 0).percent() == pytest.approx(5)
-    below = ClipScores(torch.tensor([-0.2, 0.1]).double(), 0)
-    assert (below.mean(), below.percent()) == (pytest.approx(-0.05), 0)
+def test_a_cosine_below_zero_stays_there():
+    assert cosines(torch.eye(2), torch.tensor([[-3.0, 0.0], [0.0, 1.0]])).tolist() == [-1, 1]
 
 
-def test_an_image_without_a_prompt_is_refused_with_both_numbers(weights):
+@pytest.mark.parametrize("of", [ClipScore, PickScore])
+def test_an_image_without_a_prompt_is_refused_with_both_numbers(weights, of):
     with pytest.raises(ValueError, match="got 2 images and 1 prompts"):
-        ClipScore(weights).score(random_images(2, 3, SIZE, SIZE), ["a"])
+        of(weights).score(random_images(2, 3, SIZE, SIZE), ["a"])
     with pytest.raises(ValueError, match="got 0 images and 0 prompts"):
-        ClipScore(weights).score(random_images(0, 3, SIZE, SIZE), [])
+        of(weights).score(random_images(0, 3, SIZE, SIZE), [])

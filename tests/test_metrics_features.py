@@ -294,6 +294,38 @@ def test_scores_of_an_extractor_without_classes_are_an_error_and_not_one(metric)
         compute(metric(), [Features(pool, torch.empty(20, 0))], [])
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (KernelInceptionDistance(), KernelInceptionDistance(num_subsets=100)),
+        (KernelInceptionDistance(num_subsets=100), KernelInceptionDistance(100, seed=1)),
+        (InceptionScore(), InceptionScore(num_splits=5)),
+        (InceptionScore(), InceptionScore(seed=1)),
+        (InceptionScore(), ADMInceptionScore()),
+        (PrecisionRecall(), PrecisionRecall(num_neighbors=5)),
+        (FIDInfinity(), FIDInfinity(seed=1)),
+        (FrechetDistance(), SpatialFrechetDistance()),
+    ],
+)
+def test_settings_that_change_the_numbers_change_the_protocol(one, other):
+    assert one.protocol != other.protocol
+    assert one.protocol == type(one)(**settings_of(one)).protocol
+
+
+def settings_of(metric):
+    names = ("num_subsets", "num_splits", "num_neighbors", "seed")
+    return {name: getattr(metric, name) for name in names if hasattr(metric, name)}
+
+
+def test_protocols_are_named_as_the_field_names_them():
+    assert FrechetDistance().protocol == "fid"
+    assert KernelInceptionDistance().protocol == "kid/degree3/all"
+    published = KernelInceptionDistance(num_subsets=100)
+    assert published.protocol == "kid/degree3/100x1000/seed2020"
+    assert PrecisionRecall(block_size=7).protocol == PrecisionRecall().protocol
+    assert CMMD().protocol == "cmmd/sigma10/x1000"
+
+
 def test_a_metric_that_forgets_to_compute_cannot_be_made():
     with pytest.raises(TypeError, match="abstract"):
         type("Forgetful", (FeatureMetric,), {})()

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -112,3 +114,55 @@ def test_the_metric_tells_generated_from_reference_and_takes_its_settings():
     assert precision != recall
     assert (precision, recall) != precision_recall(generated, reference)
     assert metric.compute() == {"precision": precision, "recall": recall}
+
+
+# Products in float32 must not decide anything.
+
+
+def by_differences(points, centers, num_neighbors):
+    """Both from the paper's definition in float64, pair by pair, without one product."""
+
+    def distances(x, y):
+        return (x.double().unsqueeze(1) - y.double()).square().sum(2).sqrt()
+
+    radii = distances(centers, centers).sort(1).values[:, num_neighbors]
+    return (distances(points, centers) <= radii).any(1).double().mean().item()
+
+
+def assert_exact(generated, reference, num_neighbors=3):
+    precision, recall = precision_recall(generated, reference, num_neighbors, block_size=16)
+    assert precision == by_differences(generated, reference, num_neighbors)
+    assert recall == by_differences(reference, generated, num_neighbors)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    width=st.sampled_from([1, 3, 40]),
+    levels=st.sampled_from([2, 3, 1000]),
+    step=st.sampled_from([1.0, 1e-4, 2.0**-30]),
+    away=st.sampled_from([0.0, 1.0, 1000.0]),
+    num_neighbors=st.sampled_from([1, 3]),
+)
+def test_ties_copies_and_near_copies_are_decided_as_by_differences_in_float64(
+    seed, width, levels, step, away, num_neighbors
+):
+    """Points on grids: coarse ones are full of ties, and fine ones are beyond float32."""
+    generator = torch.Generator().manual_seed(seed)
+    generated, reference = (
+        torch.randint(levels, (num, width), generator=generator) * step + away for num in (40, 30)
+    )
+    reference[:10] = reference[10:20]  # copies
+    generated[:5] = reference[:5]
+    assert_exact(generated.double(), reference.double(), num_neighbors)
+    assert_exact(generated.float(), reference.float(), num_neighbors)
+
+
+def test_a_product_of_low_precision_elsewhere_in_the_run_does_not_reach_the_numbers():
+    generated, reference = cloud(60, seed=6).float(), cloud(45, seed=7, shift=0.5).float()
+    expected, before = precision_recall(generated, reference), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert precision_recall(generated, reference) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)

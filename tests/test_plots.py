@@ -7,12 +7,13 @@ import torch
 from matplotlib.image import imread
 
 from ditprune import PruneTarget, Role
+from ditprune.pairs import Pair
 from ditprune.plan import LayerPlan
 from ditprune.plots import (
     balance_figure,
     heat_map,
     importance_figure,
-    pair_grid,
+    pairs_figure,
     prediction_figure,
     quality_figure,
     row_variation_figure,
@@ -89,13 +90,20 @@ def test_a_layer_that_costs_nothing_leaves_a_gap_on_the_logarithmic_axis(tmp_pat
         figure.savefig(tmp_path / "figure.png")
 
 
-def test_each_dense_image_stands_above_the_pruned_one():
-    dense = torch.zeros(4, 1, 64, 64, dtype=torch.uint8)
-    pruned = torch.full((4, 1, 64, 64), 255, dtype=torch.uint8)
-    grid = pair_grid(dense, pruned, num_pairs=4)
-    assert grid.shape == (3, 2 * 66 + 2, 4 * 66 + 2)
-    assert grid[0, 10, 10] == 0
-    assert grid[0, 10 + 66, 10] == 255
+def test_each_dense_image_stands_left_of_the_pruned_one_under_its_prompt(tmp_path):
+    grey = [torch.full((1, 32, 32), level, dtype=torch.uint8) for level in (10, 200)]
+    prompts = ["a cat", "costs $5 and \\frac$", "word " * 100, "d", "e", "f"]
+    figure = pairs_figure([Pair(prompt, "mse 0.5", *grey) for prompt in prompts])
+    figure.savefig(tmp_path / "figure.png")
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [len(drawn), len(figure.axes)] == [6, 8]
+    pixels = drawn[0].images[0].get_array()
+    assert pixels.shape == (32, 66, 3)
+    assert (pixels[:, :32] == 10).all()
+    assert (pixels[:, -32:] == 200).all()
+    assert [axes.get_title() for axes in drawn[:2]] == prompts[:2]
+    assert len(drawn[2].get_title()) <= 100
+    assert drawn[0].get_xlabel() == "mse 0.5"
 
 
 def study_of(num_methods: int, psnr: float = 20.0, seeds=(0, 1, 2), mse=None) -> StudyReport:

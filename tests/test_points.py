@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,8 @@ found = encode_once(folder, pipeline, SD3(), PROMPTS, guided=True, **options_of(
 points = TrajectoryPoints(pipeline.transformer, SD3(), found, 3.0, num_samples=5).reach()
 latents = {{str(i): batch.latents for i, batch in enumerate(points)}}
 save_file(latents, root / f"{{count}}-{{rank}}.safetensors")
+if count > 1:
+    dist.destroy_process_group()  # its threads must end before the interpreter does
 """
 
 
@@ -108,3 +111,57 @@ def test_the_number_of_processes_changes_no_bit(tmp_path):
     assert len(alone) == 5
     for other in others:
         assert all(torch.equal(other[name], x) for name, x in alone.items())
+
+
+class Ended(Exception):
+    """As if somebody had ended the run."""
+
+
+def test_an_ended_run_goes_on_with_the_points_it_has_not_reached(points, tmp_path, monkeypatch):
+    expected = points.reach()
+    kept, calls, predict = replace(points, folder=tmp_path), [], SD3.predict
+
+    def few(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise Ended
+        return predict(*args)
+
+    monkeypatch.setattr(SD3, "predict", few)
+    with pytest.raises(Ended):
+        kept.reach()
+    steps = [points.step(i) for i in range(points.num_samples)]
+    done = len(list(tmp_path.rglob("*.safetensors")))
+    assert sum(steps[:done]) <= 7 < sum(steps[: done + 1])
+    calls[:] = [1] * 8  # count on from here
+    found = kept.reach()
+    assert len(calls) - 8 == sum(steps[done:])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.latents, theirs.latents)
+        assert ours.latents.dtype == theirs.latents.dtype
+    calls.clear()
+    next(tmp_path.rglob("5.safetensors")).write_bytes(b"damaged")
+    kept.reach()
+    assert len(calls) == steps[5]
+
+
+def test_points_of_other_models_prompts_schedules_and_seeds_are_told_apart(points, tmp_path):
+    pruned = copy.deepcopy(points)
+    weight = pruned.model.transformer_blocks[0].attn.to_q.weight.data
+    weight[weight.abs() < weight.abs().median()] = 0
+    prompts = {name: x.flip(0) for name, x in points.encoded.condition.items()}
+    schedule = copy.deepcopy(points.encoded.scheduler)
+    schedule.set_timesteps(STEPS + 1)
+    others = [
+        points,
+        copy.deepcopy(points),  # the same
+        pruned,
+        replace(points, encoded=replace(points.encoded, condition=prompts)),
+        replace(points, encoded=replace(points.encoded, scheduler=schedule)),
+        replace(points, guidance_scale=1.0),
+        replace(points, num_samples=8),
+        replace(points, seed=6),
+    ]
+    names = [replace(other, folder=tmp_path).kept() for other in others]
+    assert len(set(names)) == len(names) - 1
+    assert names[0] == names[1]

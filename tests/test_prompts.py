@@ -1,5 +1,6 @@
 import copy
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,9 +9,18 @@ from tiny_pipelines import PROMPTS, SIZES, encoded, options_of, pipeline_of
 from torch import nn
 
 from ditprune.diffusers_pipeline import conditional_family, denoiser_of
+from ditprune.families import Batch
 from ditprune.families.conditional import NULL
-from ditprune.prompt_cache import encode_once
-from ditprune.prompts import Encoded, encode, join
+from ditprune.prompt_cache import digest, encode_once
+from ditprune.prompts import (
+    NO_GUIDANCE,
+    BeforeFirstStep,
+    Encoded,
+    calls_before_first_step,
+    encode,
+    guidance,
+    join,
+)
 from ditprune.sampling import sample_latents
 
 
@@ -19,20 +29,23 @@ def drawn_by_pipeline(pipeline, **options) -> tuple[torch.Tensor, torch.Tensor]:
     seen = []
 
     def see(model, args, kwargs):
-        seen.append((*args, kwargs.get("hidden_states"))[0])
+        latents = (*args, kwargs.get("hidden_states"))[0]
+        seen.append(torch.stack(latents).squeeze(2) if isinstance(latents, list) else latents)
 
     handle = pipeline.transformer.register_forward_pre_hook(see, with_kwargs=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
-    final = pipeline(PROMPTS, generator=generators, output_type="latent", **options).images
+    # A copy, since Z-Image writes into the list.
+    prompts = list(PROMPTS)
+    final = pipeline(prompt=prompts, generator=generators, output_type="latent", **options).images
     handle.remove()
     return seen[0][: len(PROMPTS)], final
 
 
-def drawn_by_us(pipeline, found: Encoded, noise, scale: float) -> torch.Tensor:
+def drawn_by_us(pipeline, found: Encoded, noise, scale: float, **options) -> torch.Tensor:
     model = pipeline.transformer
     return sample_latents(
         model,
-        conditional_family(model),
+        conditional_family(model).with_options(options),
         found.scheduler,
         noise,
         found.condition,
@@ -52,23 +65,33 @@ def drawn_by_us(pipeline, found: Encoded, noise, scale: float) -> torch.Tensor:
         ("sd3", {}, {"guidance_scale": 4.0}),
         ("pixart", {}, {"guidance_scale": 1.0}),
         ("pixart", {}, {"guidance_scale": 2.0}),
+        ("sana", {}, {"guidance_scale": 1.0}),
+        ("sana", {}, {"guidance_scale": 4.0}),
+        ("qwen_image", {}, {"true_cfg_scale": 1.0}),
+        ("qwen_image", {}, {"true_cfg_scale": 4.0}),
+        ("lumina2", {}, {"guidance_scale": 4.0}),
+        ("lumina2", {"cfg_trunc_ratio": 0.5}, {"guidance_scale": 4.0}),
+        ("lumina2", {"cfg_normalization": False}, {"guidance_scale": 4.0}),
+        ("z_image", {}, {"guidance_scale": 0.0}),
+        ("z_image", {}, {"guidance_scale": 1.0}),
     ],
 )
 def test_sampling_what_was_encoded_gives_the_pipelines_own_latents(kind, embedded, scale):
     pipeline = pipeline_of(kind)
-    guidance = next(iter(scale.values()), 1.0)
+    given = next(iter(scale.values()), 1.0)
     negative = {"negative_prompt": [""] * 2} if "true_cfg_scale" in scale else {}
     settings = {**options_of(kind), **embedded}
     noise, expected = drawn_by_pipeline(pipeline, **settings, **scale, **negative)
-    found = encoded(pipeline, kind, guided=guidance > 1, **embedded)
-    drawn = drawn_by_us(pipeline, found, noise, guidance)
+    guided = given > conditional_family(pipeline.transformer).neutral_scale
+    found = encoded(pipeline, kind, guided=guided, **embedded)
+    drawn = drawn_by_us(pipeline, found, noise, given, **embedded)
     assert torch.allclose(drawn, expected, rtol=1e-5, atol=1e-5)
     # What would be alike for any prompt, guidance or schedule proves nothing.
     other = drawn_by_us(pipeline, encoded(pipeline, kind, PROMPTS[::-1]), noise, 1.0)
     assert not torch.allclose(other, expected, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart"])  # others put words before the prompt
 def test_guidance_leads_away_from_the_negative_prompt_that_is_given(kind):
     pipeline = pipeline_of(kind)
     given, empty = (
@@ -108,7 +131,8 @@ class Calls:
                 part.register_forward_pre_hook(lambda *_, name=name: self.count(name))
         # A hook would count the calls that are only written down, too.
         self.counts["transformer"] = 0
-        denoiser_of(pipeline).get_submodule("transformer_blocks.0").register_forward_pre_hook(
+        block = conditional_family(pipeline.transformer).targets(pipeline.transformer)[0].block_name
+        denoiser_of(pipeline).get_submodule(block).register_forward_pre_hook(
             lambda *_: self.count("transformer blocks")
         )
 
@@ -210,6 +234,12 @@ class TestOnDisk:
         self.encode(other, tmp_path)
         assert len(list(tmp_path.iterdir())) == 5
 
+    def test_images_are_told_apart_by_their_numbers(self, pipeline):
+        one, other = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+        other[0, 1, 30, 30] = 1
+        names = [digest(pipeline, PROMPTS, {"image": x}) for x in (one, one.clone(), other)]
+        assert names[0] == names[1] != names[2]
+
     def test_a_damaged_file_is_made_again(self, pipeline, tmp_path):
         expected = self.encode(pipeline, tmp_path)
         [path] = tmp_path.iterdir()
@@ -217,3 +247,54 @@ class TestOnDisk:
         found = self.encode(pipeline, tmp_path)
         assert all(torch.equal(found.condition[n], x) for n, x in expected.condition.items())
         assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_in_half_precision_a_transformer_is_told_what_the_pipeline_tells_it(kind):
+    pipeline = pipeline_of(kind).to(torch.bfloat16)
+    family = conditional_family(pipeline.transformer)
+    settings = {**options_of(kind), "num_inference_steps": 7}
+    off = guidance(pipeline, NO_GUIDANCE)
+    [expected] = first_calls(pipeline, lambda: pipeline(prompt="a cat", **off, **settings))
+    found = encode(pipeline, family, ["a cat"], guided=False, **settings)
+    latents = family.heard(expected)[0]
+    scheduler = found.scheduler
+    batch = Batch(latents, scheduler.timesteps[:1], found.condition, torch.zeros(1))
+    like = next(pipeline.transformer.parameters())
+    [given] = first_calls(pipeline, lambda: family.predict(pipeline.transformer, batch.like(like)))
+    for name, x in expected.items():
+        if isinstance(x, torch.Tensor) and not name.endswith("attention_mask"):
+            assert torch.equal(given[name].to(x.dtype), x), name
+            # Where dtypes differ, the model itself rounds.
+            assert given[name].dtype == x.dtype or name in ("guidance", "timestep", "t"), name
+
+
+def first_calls(pipeline, run) -> list[dict]:
+    with calls_before_first_step(pipeline) as calls, suppress(BeforeFirstStep):
+        run()
+    return calls
+
+
+def test_positions_are_not_rounded_with_the_weights():
+    ids, angles = torch.arange(600.0).view(1, 200, 3), torch.rand(1, 2, 5, 8)
+    condition = {"img_ids": ids, "image_rotary_emb": angles, "encoder_hidden_states": angles}
+    batch = Batch(torch.rand(1, 4), torch.zeros(1), condition, torch.zeros(1))
+    cast = batch.like(torch.ones(1, dtype=torch.bfloat16)).condition
+    assert torch.equal(cast["img_ids"], ids)
+    assert torch.equal(cast["image_rotary_emb"], angles)
+    assert cast["encoder_hidden_states"].dtype == torch.bfloat16
+
+
+def test_the_image_that_kontext_is_told_stays_beside_the_latents():
+    pipeline, kind = pipeline_of("kontext"), "kontext"
+    image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(5))
+    settings = {**options_of(kind), "image": image, "guidance_scale": 3.5}
+    seen, expected = drawn_by_pipeline(pipeline, **settings)
+    found = encoded(pipeline, kind, image=image, guidance_scale=3.5)
+    own = found.latents_shape[0]
+    assert found.condition["image_latents"].shape[1] == seen.shape[1] - own > 0
+    drawn = drawn_by_us(pipeline, found, seen[:, :own], 1.0)
+    assert torch.allclose(drawn, expected, rtol=1e-5, atol=1e-5)
+    other = encoded(pipeline, kind, image=1 - image, guidance_scale=3.5)
+    unlike = drawn_by_us(pipeline, other, seen[:, :own], 1.0)
+    assert not torch.allclose(unlike, expected, rtol=1e-2, atol=1e-3)

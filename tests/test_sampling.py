@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from ditprune.families import Batch, DiT
-from ditprune.sampling import draw_noise, guide, sample_generator, sample_latents
+from ditprune.sampling import draw_noise, sample_generator, sample_latents
 
 
 def generators(ids, seed=0):
@@ -55,8 +55,8 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(tiny_dit, kind):
 
 def test_guidance_of_one_is_the_conditional_prediction_and_of_zero_the_other():
     branches = torch.tensor([[[3.0]], [[1.0]]])
-    assert [guide(branches, scale).item() for scale in (1.0, 0.0, 2.0)] == [3, 1, 5]
-    assert guide(branches[:1], 7.0).item() == 3
+    assert [DiT().guide(branches, scale, 1.0).item() for scale in (1.0, 0.0, 2.0)] == [3, 1, 5]
+    assert DiT().guide(branches[:1], 7.0, 1.0).item() == 3
 
 
 def test_ddim_agrees_with_its_own_formula(tiny_dit, scheduler):

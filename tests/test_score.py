@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_prompts import Lengths
 
 from ditprune.cli import main
-from ditprune.metrics import DigitsClassifier, FrechetDistance, frechet_distance, paired_errors
+from ditprune.image_files import read_images
+from ditprune.metrics import (
+    ADMInceptionScore,
+    DigitsClassifier,
+    FrechetDistance,
+    KernelInceptionDistance,
+    frechet_distance,
+    paired_errors,
+)
 from ditprune.score import score
+from ditprune.statistics_file import statistics
 from ditprune.zoo.digits import load_split
 
 
@@ -62,7 +72,7 @@ def test_a_folder_and_an_npz_of_the_same_images_are_worth_the_same(folders, digi
 
 def test_images_without_partners_are_refused(folders):
     (folders / "dense" / "039.png").unlink()
-    with pytest.raises(ValueError, match="hold different numbers of images"):
+    with pytest.raises(ValueError, match="hold different numbers of images, or of other sizes"):
         score(
             folders / "images",
             folders / "reference",
@@ -89,3 +99,107 @@ def test_the_command_takes_folders(folders, capsys, monkeypatch):
 def test_a_mistake_on_the_command_line_is_a_paragraph(folders):
     with pytest.raises(SystemExit, match="ditprune: there are no images in"):
         main(["score", str(folders / "nowhere"), str(folders / "reference")])
+
+
+def test_images_are_scored_with_the_prompts_of_their_lines_and_read_once(
+    folders, digits, monkeypatch
+):
+    words = ["x" * (i % 7 + 1) for i in range(40)]
+    (folders / "prompts.txt").write_text("\n".join(words) + "\n")
+    reads = []
+    opened = Image.open
+    monkeypatch.setattr("PIL.Image.open", lambda path: reads.append(str(path)) or opened(path))
+    found = score(
+        folders / "images",
+        folders / "reference",
+        folders / "dense",
+        DigitsClassifier(),
+        [FrechetDistance()],
+        prompts=folders / "prompts.txt",
+        prompt_metrics=[Lengths()],
+    )
+    expected = Lengths().score(digits[:40], words)
+    assert found["metrics"]["lengths/v1"] == pytest.approx(expected.mean().item(), rel=1e-12)
+    summary = found["per_image"]["lengths/v1"]
+    assert summary["low"] < summary["mean"] < summary["high"]
+    assert len(reads) == len(set(reads)) == 120
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics", "message"),
+    [
+        ("a\nb\n", [Lengths()], "2 prompts in .* for 40 images"),
+        ("a\n" * 40, [], "belong together"),
+        (None, [Lengths()], "cannot read the prompts"),
+    ],
+)
+def test_prompts_that_are_not_one_for_each_image_are_refused(folders, text, metrics, message):
+    path = folders / "prompts.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        score(
+            folders / "images",
+            folders / "reference",
+            extractor=DigitsClassifier(),
+            prompts=path,
+            prompt_metrics=metrics,
+        )
+
+
+def test_images_sorted_by_class_have_no_adm_inception_score(folders, digits):
+    rows = digits[:40].permute(0, 2, 3, 1).numpy()
+    labels = np.arange(40) // 4
+    np.savez(folders / "sorted.npz", rows, labels)
+    np.savez(folders / "shuffled.npz", rows, labels[::-1] % 3)
+    settings = {"extractor": DigitsClassifier(), "metrics": [ADMInceptionScore()]}
+    with pytest.raises(ValueError, match="sorted by class"):
+        score(folders / "sorted.npz", folders / "reference", **settings)
+    assert score(folders / "shuffled.npz", folders / "reference", **settings)["metrics"]
+
+
+def test_statistics_stand_for_the_images_they_are_of(folders):
+    classifier = DigitsClassifier()
+    statistics(folders / "reference", folders / "stats.npz", classifier)
+    by_statistics = score(folders / "images", folders / "stats.npz", extractor=classifier)
+    by_images = score(folders / "images", folders / "reference", extractor=classifier)
+    assert by_statistics["num_reference"] == 40
+    fids = [found["metrics"]["fid"] for found in (by_statistics, by_images)]
+    assert fids[0] == pytest.approx(fids[1], rel=1e-6)
+    with np.load(folders / "stats.npz") as file:
+        pool = classifier.extract(torch.cat(list(read_images(folders / "reference")))).pool
+        assert np.allclose(file["mu"], pool.double().mean(0))
+        assert np.allclose(file["sigma"], np.cov(pool.double().numpy(), rowvar=False))
+
+
+def test_statistics_of_another_network_or_for_metrics_that_need_images_are_refused(folders):
+    class Other(DigitsClassifier):
+        name = "other/1234"
+
+    statistics(folders / "reference", folders / "stats.npz", DigitsClassifier())
+    with pytest.raises(ValueError, match=r"are of digits-classifier/.* seen by other/1234"):
+        score(folders / "images", folders / "stats.npz", extractor=Other())
+    with pytest.raises(ValueError, match="no images, which KernelInceptionDistance compare with"):
+        score(
+            folders / "images",
+            folders / "stats.npz",
+            extractor=DigitsClassifier(),
+            metrics=[FrechetDistance(), KernelInceptionDistance()],
+        )
+
+
+def test_a_file_of_adms_evaluator_gives_statistics_to_fid_and_images_to_the_rest(
+    folders, digits, caplog
+):
+    statistics(folders / "dense", folders / "stats.npz", DigitsClassifier())
+    with np.load(folders / "stats.npz") as file:
+        mixed = {"mu": file["mu"], "sigma": file["sigma"]}
+    np.savez(folders / "adm.npz", digits[40:].permute(0, 2, 3, 1).numpy(), **mixed)
+    metrics = [FrechetDistance(), KernelInceptionDistance()]
+    found, of_dense, of_real = (
+        score(folders / "images", folders / name, None, DigitsClassifier(), metrics)["metrics"]
+        for name in ("adm.npz", "dense", "reference")
+    )
+    assert found["fid"] == pytest.approx(of_dense["fid"], abs=1e-6)
+    assert found["kid"] == of_real["kid"]
+    assert "no adm.json to say of which network" in caplog.text

@@ -40,7 +40,7 @@ def test_the_dense_model_draws_the_digit_that_is_asked_for(tmp_path):
 
 
 def test_the_zoo_is_found_by_name():
-    assert zoo_names() == ["digits-dit"]
+    assert zoo_names() == ["digits-dit", "shapes-flux"]
     assert load_pretrained("digits-dit").vae is None
 
 

@@ -14,6 +14,9 @@ from ditprune.targets import PruneTarget, Role
 
 Condition = Tensor | Mapping[str, Tensor]
 
+POSITIONS = re.compile(r"(txt|img)_ids$|rotary_emb$")
+"""Names of named tensors that tell where tokens are."""
+
 
 class Batch(NamedTuple):
     """Calibration samples: what the denoiser sees at one step of sampling."""
@@ -38,11 +41,11 @@ class Batch(NamedTuple):
         )
 
     def like(self, weight: Tensor) -> "Batch":
-        """Move to a weight's device; what is continuous takes its dtype."""
+        """Move to a weight's device; what is continuous takes its dtype, but for positions."""
         return Batch(
             latents=cast_like(self.latents, weight),
             timestep=self.timestep.to(weight.device),
-            condition=map_condition(lambda x: cast_like(x, weight), self.condition),
+            condition=condition_like(self.condition, weight),
             noise_level=self.noise_level,
         )
 
@@ -60,6 +63,20 @@ def join_conditions(conditions: Sequence[Condition]) -> Condition:
     if isinstance(first, Tensor):
         return torch.cat(conditions)  # type: ignore[arg-type]
     return {name: torch.cat([each[name] for each in conditions]) for name in first}  # type: ignore[index]
+
+
+def condition_like(condition: Condition, weight: Tensor) -> Condition:
+    """Move labels or named tensors to a weight's device, and most of them to its dtype.
+
+    Positions stay as precise as they were given: half precision tells apart no more than the
+    first 257 (bfloat16) or 2,049 (float16), and pipelines do not cast tables of rotations.
+    """
+    if isinstance(condition, Tensor):
+        return cast_like(condition, weight)
+    return {
+        name: x.to(weight.device) if POSITIONS.search(name) else cast_like(x, weight)
+        for name, x in condition.items()
+    }
 
 
 def cast_like(x: Tensor, weight: Tensor) -> Tensor:
@@ -94,6 +111,22 @@ class Family(abc.ABC):
 
         What comes back is what the scheduler's `step` takes.
         """
+
+    def guide(
+        self,
+        branches: Float[Tensor, "branches b ..."],
+        scale: float,
+        progress: float,
+    ) -> Float[Tensor, "b ..."]:
+        """Combine the guidance branches: unconditional + scale * (conditional - unconditional).
+
+        Families whose pipelines do it otherwise override it; `progress` is the share of the steps
+        of sampling that are taken with this one.
+        """
+        if len(branches) == 1:
+            return branches[0]
+        conditional, unconditional = branches
+        return unconditional + scale * (conditional - unconditional)
 
     def num_heads(self, model: nn.Module, layer: str) -> int:
         """Return the heads of the attention nearest to a layer; 1 if there is none."""

@@ -1,8 +1,8 @@
 """What denoisers of diffusers with text, or other named conditions, have in common."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,14 @@ class Conditional(Family):
     tensor begins with the batch, also where diffusers' own has no such dimension: of those the
     first row is taken.
     """
+
+    neutral_scale: ClassVar[float] = 1.0
+    """Of guidance, at which the conditional branch alone counts."""
+
+    def with_options(self, options: Mapping[str, Any]) -> "Conditional":
+        """Return the family, told those options of a pipeline's call which are its fields too."""
+        own = {field.name for field in fields(self)} & options.keys()
+        return replace(self, **{name: options[name] for name in own})
 
     def predict(self, model: nn.Module, batch: Batch) -> Float[Tensor, "branches b ..."]:
         """Call the model with the condition, and where there is one with its null twin.
@@ -55,6 +63,13 @@ class Conditional(Family):
         tensors = {name: x for name, x in parts.items() if isinstance(x, Tensor)}
         tensors.pop("timestep", None)
         return tensors.pop("hidden_states"), tensors
+
+
+def as_long_as(
+    prediction: Float[Tensor, "..."], other: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """Give the vectors along the last dimension the lengths that they have in another tensor."""
+    return prediction * (other.norm(dim=-1, keepdim=True) / prediction.norm(dim=-1, keepdim=True))
 
 
 def named(condition: Condition) -> Mapping[str, Tensor]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from ditprune.families.base import Batch, config_of
@@ -51,12 +52,13 @@ class Flux(Conditional):
     def arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Append the reference image, take ids without their batch, and time from 0 to 1."""
         arguments = super().arguments(model, batch)
-        arguments["timestep"] = batch.timestep / TIMESTEPS
+        arguments["timestep"] = batch.timestep.to(batch.latents.dtype) / TIMESTEPS
         return unbatched(with_reference(arguments), ["txt_ids", "img_ids"])
 
     def heard(self, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Repeat the ids for every sample."""
-        return batched(super().heard(arguments), {"txt_ids": 3, "img_ids": 3})
+        """Part the reference image from the latents, and repeat the ids for every sample."""
+        heard = batched(super().heard(arguments), {"txt_ids": 3, "img_ids": 3})
+        return without_reference(heard, num_own_tokens(heard[1]["img_ids"]))
 
 
 def double_blocks() -> dict[str, Role]:
@@ -76,3 +78,18 @@ def with_reference(arguments: dict[str, Any]) -> dict[str, Any]:
     if reference is not None:
         arguments["hidden_states"] = torch.cat([arguments["hidden_states"], reference], 1)
     return arguments
+
+
+def without_reference(
+    heard: tuple[Tensor, dict[str, Tensor]], num_own_tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Undo `with_reference`: latents come first."""
+    tokens, condition = heard
+    if tokens.shape[1] > num_own_tokens:
+        condition["image_latents"] = tokens[:, num_own_tokens:]
+    return tokens[:, :num_own_tokens], condition
+
+
+def num_own_tokens(img_ids: Shaped[Tensor, "b tokens axes"]) -> int:
+    """Return how many tokens are denoised: along the first axis those are at 0, references not."""
+    return int((img_ids[0, :, 0] == 0).sum())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditprune.families.base import Batch, config_of
 from ditprune.families.conditional import Conditional, batched, unbatched
-from ditprune.families.flux import TIMESTEPS, with_reference
+from ditprune.families.flux import TIMESTEPS, num_own_tokens, with_reference, without_reference
 from ditprune.families.parts import added_attention, attention, in_blocks
 from ditprune.targets import Role
 
@@ -42,9 +42,10 @@ class Flux2(Conditional):
     def arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Append the reference images, take ids without their batch, and time from 0 to 1."""
         arguments = super().arguments(model, batch)
-        arguments["timestep"] = batch.timestep / TIMESTEPS
+        arguments["timestep"] = batch.timestep.to(batch.latents.dtype) / TIMESTEPS
         return unbatched(with_reference(arguments), ["txt_ids", "img_ids"])
 
     def heard(self, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Repeat the ids for every sample."""
-        return batched(super().heard(arguments), {"txt_ids": 3, "img_ids": 3})
+        """Part the reference images from the latents, and repeat the ids for every sample."""
+        heard = batched(super().heard(arguments), {"txt_ids": 3, "img_ids": 3})
+        return without_reference(heard, num_own_tokens(heard[1]["img_ids"]))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditprune.families.base import Batch
-from ditprune.families.conditional import Conditional
+from ditprune.families.conditional import Conditional, as_long_as
 from ditprune.families.flux import TIMESTEPS
 from ditprune.families.parts import attention, in_blocks, modulation
 from ditprune.targets import Role
@@ -22,6 +22,11 @@ class Lumina2(Conditional):
     whole transformer blocks. Dense stay the embedders and the final layer. The condition is
     `encoder_hidden_states` [b, text, c] and its `encoder_attention_mask` [b, text].
     """
+
+    cfg_normalization: bool = True
+    """Let guidance change the direction of the prediction's rows alone, as the pipeline does."""
+    cfg_trunc_ratio: float = 1.0
+    """Share of the steps that are guided: the first ones."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("Lumina2Transformer2DModel",)
 
@@ -41,6 +46,15 @@ class Lumina2(Conditional):
         """Let time run from noise at 0 to the image at 1."""
         arguments = super().arguments(model, batch)
         return {**arguments, "timestep": 1 - batch.timestep / TIMESTEPS}
+
+    def guide(
+        self, branches: Float[Tensor, "branches b ..."], scale: float, progress: float
+    ) -> Float[Tensor, "b ..."]:
+        """Guide the first steps alone, if told so, and keep the lengths of the image's rows."""
+        if progress > self.cfg_trunc_ratio or len(branches) == 1:
+            return branches[0]
+        guided = super().guide(branches, scale, progress)
+        return as_long_as(guided, branches[0]) if self.cfg_normalization else guided
 
     def call(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b c h w"]:
         """Turn the prediction round, from the image towards noise, as the scheduler takes it."""

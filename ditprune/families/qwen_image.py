@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ditprune.families.base import Batch
-from ditprune.families.conditional import Conditional
-from ditprune.families.flux import TIMESTEPS, with_reference
+from ditprune.families.conditional import Conditional, as_long_as
+from ditprune.families.flux import TIMESTEPS, with_reference, without_reference
 from ditprune.families.parts import (
     added_attention,
     attention,
@@ -47,14 +48,22 @@ class QwenImage(Conditional):
     def arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Append the reference images, list the shapes as numbers, and take time from 0 to 1."""
         arguments = super().arguments(model, batch)
-        arguments["timestep"] = batch.timestep / TIMESTEPS
+        arguments["timestep"] = batch.timestep.to(batch.latents.dtype) / TIMESTEPS
         shapes = arguments["img_shapes"].long().tolist()
         arguments["img_shapes"] = [[tuple(shape) for shape in each] for each in shapes]
         return with_reference(arguments)
 
+    def guide(
+        self, branches: Float[Tensor, "branches b ..."], scale: float, progress: float
+    ) -> Float[Tensor, "b ..."]:
+        """Give every token of the guided prediction the length of the conditional one's."""
+        guided = super().guide(branches, scale, progress)
+        return as_long_as(guided, branches[0]) if len(branches) > 1 else guided
+
     def heard(self, arguments: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the shapes as a tensor, and a mask also where the pipeline left it out."""
+        """Part references from latents; shapes are a tensor, and no mask is one of all tokens."""
         latents, condition = super().heard(arguments)
         text = condition["encoder_hidden_states"]
         condition.setdefault("encoder_hidden_states_mask", text.new_ones(text.shape[:2]).long())
-        return latents, {**condition, "img_shapes": torch.tensor(arguments["img_shapes"])}
+        condition["img_shapes"] = torch.tensor(arguments["img_shapes"])
+        return without_reference((latents, condition), int(condition["img_shapes"][0, 0].prod()))

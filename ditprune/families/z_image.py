@@ -23,10 +23,12 @@ class ZImage(Conditional):
     Targets are all blocks, those of the refiners of noise and of context included, which are
     whole transformer blocks. Dense stay the embedders and the final layers. The condition is
     `cap_feats` [b, text, c] and, where captions differ in length, `cap_mask` [b, text], true for
-    their tokens.
+    their tokens. The pipeline's scale of guidance counts from 0; its `cfg_normalization` and
+    `cfg_truncation`, which are off unless asked for, are not followed.
     """
 
     model_classes: ClassVar[tuple[str, ...]] = ("ZImageTransformer2DModel",)
+    neutral_scale: ClassVar[float] = 0.0
 
     def layers(self, model: nn.Module) -> Mapping[str, Role]:
         """Return the table of diffusers' names."""
@@ -61,6 +63,12 @@ class ZImage(Conditional):
             "cap_feats": pad_sequence(captions, batch_first=True),
             "cap_mask": pad_sequence(mask, batch_first=True),
         }
+
+    def guide(
+        self, branches: Float[Tensor, "branches b ..."], scale: float, progress: float
+    ) -> Float[Tensor, "b ..."]:
+        """Lead from the conditional prediction on, not from the unconditional one."""
+        return super().guide(branches, scale + 1, progress)
 
     def call(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b c h w"]:
         """Turn the prediction round, from the image towards noise, as the scheduler takes it."""

@@ -21,6 +21,11 @@ class ADMInceptionScore(FeatureMetric):
 
     higher_is_better = True
 
+    @property
+    def protocol(self) -> str:
+        """Return `inception_score_adm/splits_of_5000`."""
+        return f"inception_score_adm/splits_of_{SPLIT_SIZE}"
+
     def compute(self) -> dict[str, float]:
         """Return `inception_score_adm`."""
         return {"inception_score_adm": adm_inception_score(self.logits())}

@@ -49,6 +49,11 @@ class FeatureMetric(Metric, abc.ABC):
         self.reference_pool.append(reference.pool.detach().to(self.device))
         self.reference_logits.append(reference.logits.detach().to(self.device))
 
+    @property
+    @abc.abstractmethod
+    def protocol(self) -> str:
+        """Return the definition and its settings: of equal ones, numbers compare."""
+
     @abc.abstractmethod
     def compute(self) -> dict[str, float]:
         """Return the numbers by name."""

@@ -10,13 +10,14 @@ from torch.nn.functional import interpolate, normalize
 from transformers import CLIPModel
 
 from ditprune.metrics.features import FeatureExtractor, Features, measuring, weights_hash
-from ditprune.metrics.pretrained import Network, in_colour, load_frozen, standardized
+from ditprune.metrics.frozen import Frozen, Network
+from ditprune.metrics.pretrained import in_colour, load_frozen, standardized
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipImages(FeatureExtractor):
+class ClipImages(Frozen, FeatureExtractor):
     """CLIP's image embeddings of length 1, for CMMD; there are no logits.
 
     Whatever their shape, images are brought to the network's square by bicubic interpolation that
@@ -29,9 +30,8 @@ class ClipImages(FeatureExtractor):
         """Take a hub id or a local folder; the default is the network of the published numbers."""
         self.weights = weights
 
-    @cached_property
-    def network(self) -> Network:
-        """Return the network; the first call loads it."""
+    def load(self) -> Network:
+        """Return CLIP."""
         return load_frozen(CLIPModel, self.weights)
 
     @cached_property
@@ -42,18 +42,12 @@ class ClipImages(FeatureExtractor):
     def extract(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         """Return the features of images, in float32 on the CPU; grey ones are seen as colour."""
         size = self.network.config.vision_config.image_size
-        device = self.network.device
-        with measuring(device):
-            pixels = in_colour(images).to(device) / 255
+        with measuring(self.device):
+            pixels = in_colour(images).to(self.device) / 255
             embeddings = embed_images(
                 self.network, interpolate(pixels, (size, size), mode="bicubic")
             )
         return Features(embeddings.cpu(), torch.empty(len(images), 0))
-
-    def to(self, device: torch.device | str) -> "ClipImages":
-        """Move the network, and return the extractor."""
-        self.network.to(device)
-        return self
 
 
 def embed_images(network: Network, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:

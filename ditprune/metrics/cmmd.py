@@ -5,7 +5,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.kernel import kernel_mean, squared_distances
+from ditprune.metrics.kernel import kernel_mean, kernel_sum_within, squared_distances
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -15,6 +15,11 @@ class CMMD(FeatureMetric):
     """Squared MMD of CLIP's embeddings; the published numbers are those of `ClipImages`."""
 
     higher_is_better = False
+
+    @property
+    def protocol(self) -> str:
+        """Return `cmmd/sigma10/x1000`."""
+        return f"cmmd/sigma{SIGMA:g}/x{SCALE:g}"
 
     def compute(self) -> dict[str, float]:
         """Return `cmmd`."""
@@ -29,8 +34,8 @@ def cmmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64[Tensor, ""
     (https://github.com/google-research/google-research/tree/master/cmmd, distance.py).
     """
     x, y = (torch.nn.functional.normalize(set_.double()) for set_ in (x, y))
-    within = kernel_mean(gaussian_kernel, x, x) + kernel_mean(gaussian_kernel, y, y)
-    return SCALE * (within - 2 * kernel_mean(gaussian_kernel, x, y))
+    within = [kernel_sum_within(gaussian_kernel, set_) / len(set_) ** 2 for set_ in (x, y)]
+    return SCALE * (sum(within) - 2 * kernel_mean(gaussian_kernel, x, y))
 
 
 def gaussian_kernel(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:

@@ -10,14 +10,15 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from transformers import Dinov2Model
 
 from ditprune.metrics.features import FeatureExtractor, Features, measuring, weights_hash
-from ditprune.metrics.pretrained import Network, in_colour, load_frozen, standardized
+from ditprune.metrics.frozen import Frozen, Network
+from ditprune.metrics.pretrained import in_colour, load_frozen, standardized
 
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-class Dinov2(FeatureExtractor):
+class Dinov2(Frozen, FeatureExtractor):
     """The class token of DINOv2; `FrechetDistance` in it is FD-DINOv2. There are no logits.
 
     As https://github.com/layer6ai-labs/dgm-eval sees images: whatever their shape, 224x224 pixels,
@@ -28,9 +29,8 @@ class Dinov2(FeatureExtractor):
         """Take a hub id or a local folder; the default is the network of the published numbers."""
         self.weights = weights
 
-    @cached_property
-    def network(self) -> Network:
-        """Return the network; the first call loads it."""
+    def load(self) -> Network:
+        """Return DINOv2, its positions on the grid that is used."""
         network = load_frozen(Dinov2Model, self.weights)
         embeddings = network.embeddings
         positions = as_dinov2_interpolates(
@@ -46,17 +46,11 @@ class Dinov2(FeatureExtractor):
 
     def extract(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         """Return the features of images, in float32 on the CPU; grey ones are seen as colour."""
-        device = self.network.device
-        with measuring(device):
-            small = in_colour(images).to(device)
+        with measuring(self.device):
+            small = in_colour(images).to(self.device)
             small = resize(small, [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True)
             pool = class_tokens(self.network, small / 255)
         return Features(pool.cpu(), torch.empty(len(images), 0))
-
-    def to(self, device: torch.device | str) -> "Dinov2":
-        """Move the network, and return the extractor."""
-        self.network.to(device)
-        return self
 
 
 def class_tokens(network: Network, pixels: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:

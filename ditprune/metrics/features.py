@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ditprune.metrics.frozen import Frozen
 from ditprune.zoo.digits import DigitClassifier
 from ditprune.zoo.pretrained import ZOO
 
@@ -61,15 +62,14 @@ class FeatureExtractor(abc.ABC):
         """Move the network, and return the extractor."""
 
 
-class DigitsClassifier(FeatureExtractor):
+class DigitsClassifier(Frozen, FeatureExtractor):
     """The zoo's classifier of handwritten digits: 64 features and 10 logits of 1x8x8 images."""
 
     def __init__(self, weights: str | Path = DIGITS_WEIGHTS) -> None:
         self.weights = Path(weights)
 
-    @cached_property
-    def network(self) -> DigitClassifier:
-        """Return the network; the first call loads it."""
+    def load(self) -> DigitClassifier:
+        """Return the classifier."""
         return load_digits_classifier(self.weights)
 
     @cached_property
@@ -84,16 +84,10 @@ class DigitsClassifier(FeatureExtractor):
                 f"the digits classifier reads images of shape (n, 1, 8, 8); got "
                 f"{tuple(images.shape)}. Use InceptionV3 for images other than digits."
             )
-        device = self.network.head.weight.device
-        with measuring(device):
-            pool = self.network.features(images.to(device).float() / 127.5 - 1)
+        with measuring(self.device):
+            pool = self.network.features(images.to(self.device).float() / 127.5 - 1)
             logits = self.network.head(pool)
         return Features(pool.cpu(), logits.cpu())
-
-    def to(self, device: torch.device | str) -> "DigitsClassifier":
-        """Move the network, and return the extractor."""
-        self.network.to(device)
-        return self
 
 
 def load_digits_classifier(path: Path) -> DigitClassifier:

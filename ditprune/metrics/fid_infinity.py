@@ -26,6 +26,11 @@ class FIDInfinity(FeatureMetric):
         super().__init__(**kwargs)
         self.seed = seed
 
+    @property
+    def protocol(self) -> str:
+        """Return `fid_infinity/15sizes/` and the seed."""
+        return f"fid_infinity/{NUM_SIZES}sizes/seed{self.seed}"
+
     def compute(self) -> dict[str, float]:
         """Return `fid_infinity`."""
         return {"fid_infinity": fid_infinity(*self.pools(), self.seed)}

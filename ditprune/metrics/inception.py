@@ -1,7 +1,6 @@
 """The Inception network of the published numbers, as torch-fidelity ports it."""
 
 import io
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from ditprune.metrics.features import FeatureExtractor, Features, building, measuring, weights_hash
+from ditprune.metrics.features import FeatureExtractor, Features, measuring, weights_hash
+from ditprune.metrics.frozen import Frozen
+from ditprune.metrics.pickled import loading, origin, read_tensors
 from ditprune.metrics.pretrained import in_colour
 
 NAME = "inception-v3-compat"
@@ -27,7 +28,7 @@ WHERE_FROM = (
 )
 
 
-class InceptionV3(FeatureExtractor):
+class InceptionV3(Frozen, FeatureExtractor):
     """TensorFlow's 2015 Inception: 2048 features, 1008 logits without bias, 2023 spatial features.
 
     Resized as TensorFlow 1 did, so that the numbers compare with ADM's evaluator and with
@@ -41,9 +42,8 @@ class InceptionV3(FeatureExtractor):
             raise ValueError(f"there is no file {weights}, given as weights=. {WHERE_FROM}")
         self.weights = weights
 
-    @cached_property
-    def network(self) -> FeatureExtractorInceptionV3:
-        """Return the network; the first call loads it."""
+    def load(self) -> FeatureExtractorInceptionV3:
+        """Return torch-fidelity's network."""
         return load_inception(self.weights)
 
     @cached_property
@@ -53,15 +53,9 @@ class InceptionV3(FeatureExtractor):
 
     def extract(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         """Return the features of images, in float32 on the CPU; grey ones are seen as colour."""
-        device = self.network.fc.weight.device
-        with measuring(device), spatial_features(self.network) as spatial:
-            pool, logits = self.network(in_colour(images).to(device))
+        with measuring(self.device), spatial_features(self.network) as spatial:
+            pool, logits = self.network(in_colour(images).to(self.device))
         return Features(pool.cpu(), logits.cpu(), spatial.pop().cpu())
-
-    def to(self, device: torch.device | str) -> "InceptionV3":
-        """Move the network, and return the extractor."""
-        self.network.to(device)
-        return self
 
 
 @contextmanager
@@ -92,35 +86,9 @@ def load_inception(weights: str | None) -> FeatureExtractorInceptionV3:
     Raises:
         ValueError: if the weights cannot be had, or are not this network's.
     """
-    try:
-        with building():
-            source = plain_copy(read_weights(weights))
-            return FeatureExtractorInceptionV3(NAME, FEATURES, source)
-    except pickle.UnpicklingError:
-        # torch's message is left out: it advises to open the file without the check.
-        raise ValueError(
-            f"refused to load Inception's weights from {origin(weights)}: the file holds other "
-            f"things than tensors and could run code. {WHERE_FROM}"
-        ) from None
-    except (OSError, EOFError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"cannot load Inception's weights from {origin(weights)}: {error}. {WHERE_FROM}"
-        ) from error
-
-
-def origin(weights: str | None) -> str:
-    """Name the file that is read, and for a download where it is kept."""
-    return weights or f"{URL_INCEPTION_V3} (kept in {torch.hub.get_dir()}/checkpoints)"
-
-
-def read_weights(weights: str | None) -> dict[str, Tensor]:
-    """Read tensors from a local path or torch-fidelity's address; never execute a pickle."""
-    if weights is None:
-        return torch.hub.load_state_dict_from_url(
-            URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
-        )
-    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
-    return state
+    with loading("Inception's weights", origin(weights, URL_INCEPTION_V3), WHERE_FROM):
+        source = plain_copy(read_tensors(weights, URL_INCEPTION_V3))
+        return FeatureExtractorInceptionV3(NAME, FEATURES, source)
 
 
 def plain_copy(state: dict[str, Tensor]) -> io.BytesIO:

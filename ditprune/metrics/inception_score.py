@@ -27,6 +27,11 @@ class InceptionScore(FeatureMetric):
         self.num_splits = num_splits
         self.seed = seed
 
+    @property
+    def protocol(self) -> str:
+        """Return `inception_score/`, the splits and the seed."""
+        return f"inception_score/{self.num_splits}splits/seed{self.seed}"
+
     def compute(self) -> dict[str, float]:
         """Return `inception_score`, the mean over the splits."""
         mean, _ = inception_score(self.logits(), self.num_splits, self.seed)

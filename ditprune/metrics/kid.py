@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.kernel import kernel_mean, kernel_sum
+from ditprune.metrics.kernel import kernel_mean, kernel_sum_within
 
 SUBSET_SIZE = 1000
 
@@ -32,6 +32,12 @@ class KernelInceptionDistance(FeatureMetric):
         super().__init__(**kwargs)
         self.num_subsets = num_subsets
         self.seed = seed
+
+    @property
+    def protocol(self) -> str:
+        """Return `kid/degree3/`, and the subsets with their seed or `all` images."""
+        subsets = f"{self.num_subsets}x{SUBSET_SIZE}/seed{self.seed}"
+        return f"kid/degree3/{subsets if self.num_subsets else 'all'}"
 
     def compute(self) -> dict[str, float]:
         """Return `kid`; of subsets, the mean, and `kid_std`, their population deviation."""
@@ -94,9 +100,10 @@ def kernel_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64
 def mean_of_pairs(x: Float64[Tensor, "n d"]) -> Float64[Tensor, ""]:
     """Return the mean of k(x_i, x_j) over all i other than j."""
     diagonal = (x.square().mean(1) + 1).pow(3).sum()
-    return (kernel_sum(cubic_kernel, x, x) - diagonal) / (len(x) * (len(x) - 1))
+    return (kernel_sum_within(cubic_kernel, x) - diagonal) / (len(x) * (len(x) - 1))
 
 
 def cubic_kernel(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
     """Return k(x, y) = (x . y / d + 1)^3."""
-    return (x @ y.T / x.shape[1] + 1).pow(3)
+    base = (x @ y.T).div_(x.shape[1]).add_(1)
+    return base.square().mul_(base)  # several times as fast as a power

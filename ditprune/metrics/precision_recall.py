@@ -1,20 +1,25 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
+from ditprune.metrics.features import without_tf32
 from ditprune.metrics.kernel import BLOCK_SIZE, squared_distances
 
-ROUNDING = 1e-12
-"""Of a squared distance made of products, relative to the points' own squares; a generous bound."""
+SPARE = 2
+"""Neighbours beyond those needed whose distance is measured, should rounding change the order."""
 
 
 class PrecisionRecall(FeatureMetric):
-    """How many generated images look real, and how many real ones can be generated."""
+    """How many generated images look real, and how many real ones can be generated.
+
+    Products in float32 find the few pairs on which something depends; those are then measured in
+    float64 from their differences, so that the numbers are those of float64 throughout.
+    """
 
     higher_is_better = True
 
@@ -23,6 +28,11 @@ class PrecisionRecall(FeatureMetric):
         super().__init__(**kwargs)
         self.num_neighbors = num_neighbors
         self.block_size = block_size
+
+    @property
+    def protocol(self) -> str:
+        """Return `precision_recall/k` and the neighbour."""
+        return f"precision_recall/k{self.num_neighbors}"
 
     def compute(self) -> dict[str, float]:
         """Return `precision` and `recall`."""
@@ -47,49 +57,148 @@ def precision_recall(
             f"{num_neighbors + 1} images in each set; got {len(generated)} generated and "
             f"{len(reference)} of reference"
         )
-    origin = reference[0].double()  # among the images, so that products cancel as little as can be
-    generated, reference = generated.double() - origin, reference.double() - origin
-    generated_radii = radii(generated, num_neighbors, block_size)
-    reference_radii = radii(reference, num_neighbors, block_size)
-    precision = share_covered(generated, reference, reference_radii, block_size)
-    recall = share_covered(reference, generated, generated_radii, block_size)
+    with without_tf32():
+        origin = reference.double().mean(0)
+        own = (about(points, points.double().mean(0)) for points in (generated, reference))
+        radii_x, radii_y = (radii(points, num_neighbors, block_size) for points in own)
+        x, y = about(generated, origin), about(reference, origin)
+        covered = [
+            covered_by_each_other(block, y, block_radii, radii_y)
+            for block, block_radii in zip(
+                blocks(x, block_size), radii_x.split(block_size), strict=True
+            )
+        ]
+    precision = torch.cat([inside for inside, _ in covered]).double().mean().item()
+    recall = torch.stack([reached for _, reached in covered]).any(0).double().mean().item()
     return precision, recall
 
 
-def radii(
-    points: Float64[Tensor, "n d"], num_neighbors: int, block_size: int
-) -> Float64[Tensor, " n"]:
+class Points(NamedTuple):
+    """Points as they came, and about some origin in float32, where products are fast."""
+
+    exact: Float[Tensor, "n d"]
+    rounded: Float[Tensor, "n d"]
+    squares: Float[Tensor, " n"]
+
+    @property
+    def rounding(self) -> Float[Tensor, " n"]:
+        """What a squared distance that is made of products can be off by, shared by its points.
+
+        A product of d terms is off by d units of rounding of the points' own squares, in whatever
+        order it is added up (Higham 2002, Sec. 3.1); the 16 are for what else is rounded.
+        """
+        unit = torch.finfo(self.rounded.dtype).eps / 2
+        return (self.rounded.shape[1] + 16) * unit * self.squares
+
+
+def about(points: Float[Tensor, "n d"], origin: Float64[Tensor, " d"]) -> Points:
+    """Return points about an origin near them, so that products cancel as little as can be."""
+    rounded = (points - origin).float()
+    return Points(points, rounded, rounded.double().square().sum(1).float())
+
+
+def blocks(points: Points, size: int) -> list[Points]:
+    """Return the points in blocks."""
+    return [Points(*parts) for parts in zip(*(x.split(size) for x in points), strict=True)]
+
+
+def radii(points: Points, num_neighbors: int, block_size: int) -> Float64[Tensor, " n"]:
     """Return the distance of each point to its k-th neighbour."""
     rank = num_neighbors + 1  # every point comes first among its own neighbours
-    blocks = torch.split(points, block_size)
-    found = torch.cat([squared_distances(block, points).kthvalue(rank).indices for block in blocks])
-    return distances(points, points[found])
+    squares, found = nearest(points, rank + 1, block_size)
+    radii = distances(points.exact, points.exact[found[:, rank - 1]])
+    slack = 2 * (points.rounding + points.rounding.max())
+    # Another point may be the k-th if one before or after it is as near, as far as products tell.
+    before, after = squares[:, rank - 1 : rank + 1].T - squares[:, rank - 2 : rank].T
+    unsure = ((before <= slack) | (after <= slack)).nonzero().squeeze(1)
+    for some in unsure.split(block_size) if len(unsure) else ():
+        radii[some] = radii_by_double_products(points.exact, some, rank)
+    return radii
 
 
-def share_covered(
-    points: Float64[Tensor, "n d"],
-    centers: Float64[Tensor, "m d"],
-    radii: Float64[Tensor, " m"],
-    block_size: int,
-) -> float:
-    """Return the share of points that lie in a ball, its surface included."""
-    blocks = torch.split(points, block_size)
-    covered = torch.cat([covered_by(block, centers, radii) for block in blocks])
-    return covered.double().mean().item()
+def nearest(
+    points: Points, num: int, block_size: int
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Return the squared distances of each point to those that seem nearest, and which they are.
+
+    Sorted; infinite where there are not so many.
+    """
+    squares = points.squares.new_full((len(points.squares), num), torch.inf)
+    found = torch.zeros_like(squares, dtype=torch.long)
+    for start in range(0, len(squares), block_size):
+        stop = min(start + block_size, len(squares))
+        # What lies before the block has met it already, as its columns.
+        gaps = products(points, start, stop)
+        keep_nearest_(squares[start:stop], found[start:stop], gaps, start)
+        keep_nearest_(squares[stop:], found[stop:], gaps[:, stop - start :].T, start)
+    return squares, found
 
 
-def covered_by(
-    points: Float64[Tensor, "n d"], centers: Float64[Tensor, "m d"], radii: Float64[Tensor, " m"]
+def products(points: Points, start: int, stop: int) -> Float[Tensor, "block rest"]:
+    """Return the squared distances, by products, of a block to itself and to all that follow."""
+    block, rest = points.rounded[start:stop], points.rounded[start:]
+    gaps = torch.addmm(points.squares[start:], block, rest.T, alpha=-2)
+    return gaps.add_(points.squares[start:stop, None])
+
+
+def keep_nearest_(
+    squares: Float[Tensor, "n k"], found: Int64[Tensor, "n k"], gaps: Float[Tensor, "n m"], at: int
+) -> None:
+    """Let the nearest of some more points, numbered from `at`, take the places of others."""
+    nearest = gaps.topk(min(squares.shape[1], gaps.shape[1]), largest=False)
+    both = torch.cat([squares, nearest.values], 1), torch.cat([found, nearest.indices + at], 1)
+    kept = both[0].topk(squares.shape[1], largest=False)
+    squares.copy_(kept.values)
+    found.copy_(both[1].gather(1, kept.indices))
+
+
+def radii_by_double_products(
+    points: Float[Tensor, "n d"], some: Int64[Tensor, " s"], rank: int
+) -> Float64[Tensor, " s"]:
+    """Return the radii of some points, whose neighbours float32 cannot tell apart."""
+    exact = points.double() - points[some[0]].double()
+    gaps = squared_distances(exact[some], exact)
+    found = gaps.topk(min(rank + SPARE, len(points)), largest=False).indices
+    return kth_distance(points[some], points, found, rank)
+
+
+def kth_distance(
+    points: Float[Tensor, "n d"],
+    others: Float[Tensor, "m d"],
+    found: Int64[Tensor, "n k"],
+    rank: int,
+) -> Float64[Tensor, " n"]:
+    """Return the k-th smallest distance of each point to those found for it."""
+    each = [distances(points, others[column]) for column in found.T]
+    return torch.stack(each, 1).kthvalue(rank).values
+
+
+def covered_by_each_other(
+    x: Points, y: Points, radii_x: Float64[Tensor, " n"], radii_y: Float64[Tensor, " m"]
+) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " m"]]:
+    """Tell which of x lie in a ball around one of y, its surface included, and the reverse."""
+    gaps = torch.addmm(y.squares, x.rounded, y.rounded.T, alpha=-2).add_(x.squares[:, None])
+    return covered(gaps, x, y, radii_y), covered(gaps.T, y, x, radii_x)
+
+
+def covered(
+    gaps: Float[Tensor, "n m"], points: Points, centers: Points, radii: Float64[Tensor, " m"]
 ) -> Bool[Tensor, " n"]:
     """Tell which points lie in a ball; near a surface, the products' rounding does not decide."""
-    depth = radii.square() - squared_distances(points, centers)
-    rounding = ROUNDING * (points.square().sum(1)[:, None] + centers.square().sum(1))
-    inside = depth > rounding
-    i, j = (depth.abs() <= rounding).nonzero(as_tuple=True)
-    inside[i, j] = distances(points[i], centers[j]) <= radii[j]
-    return inside.any(1)
+    squares = radii.square().float()
+    deepest = (gaps - squares).amin(1)
+    slack = (
+        points.rounding + centers.rounding.max() + torch.finfo(torch.float32).eps * squares.max()
+    )
+    inside = deepest < -slack
+    unsure = (deepest.abs() <= slack).nonzero().squeeze(1)
+    for row in unsure:
+        near = (gaps[row] - squares <= slack[row]).nonzero().squeeze(1)
+        gap = distances(points.exact[row, None], centers.exact[near])
+        inside[row] = (gap <= radii[near]).any()
+    return inside
 
 
-def distances(x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+def distances(x: Float[Tensor, "_ d"], y: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
     """Return the distance of each row of x to that of y, from differences: nothing cancels."""
-    return (x - y).square().sum(1).sqrt()
+    return (x.double() - y.double()).square().sum(1).sqrt()

@@ -1,21 +1,25 @@
 """Networks of transformers, frozen: what they need to be extractors."""
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ditprune.metrics.features import building
+from ditprune.metrics.frozen import Network
+from ditprune.zoo.pretrained import locate
 
-Network = Any
-"""A network of transformers, whose types leave open what its config holds and where it can move."""
+log = logging.getLogger(__name__)
 
 
 def load_frozen(kind: type[PreTrainedModel], weights: str) -> Network:
-    """Return a network in float32 from a hub id or a local folder; only safetensors are read.
+    """Return a network in float32 from the zoo, a hub id or a folder; only safetensors are read.
 
     Raises:
         ValueError: if the weights cannot be had, or are not this network's.
@@ -23,12 +27,16 @@ def load_frozen(kind: type[PreTrainedModel], weights: str) -> Network:
     try:
         with building():
             loaded: Any = kind.from_pretrained(
-                weights, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                locate(weights),
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot load {kind.__name__} from {weights!r}: {error}. Give, as weights=, a hub id "
             "and a network to reach it, or a folder with config.json and model.safetensors"
+            f"{address(weights)}"
         ) from error
     network, found = loaded
     if found["missing_keys"]:  # transformers would draw them at random
@@ -37,6 +45,58 @@ def load_frozen(kind: type[PreTrainedModel], weights: str) -> Network:
             "another one as weights="
         )
     return network.eval()
+
+
+def address(weights: str) -> str:
+    """Say where the files of a hub id can be downloaded; of a path, nothing."""
+    on_hub = weights.count("/") <= 1 and not Path(weights).is_absolute()
+    return f" of https://huggingface.co/{weights}" if on_hub and not Path(weights).exists() else ""
+
+
+def load_tokenizer(
+    kind: type[PreTrainedTokenizerBase], weights: str, files: str, option: str = "weights="
+) -> Any:
+    """Return the tokenizer of the zoo, a hub id or a local folder.
+
+    Args:
+        kind: its class.
+        weights: hub id or folder.
+        files: which it needs there, for the error.
+        option: that named the folder, for the error.
+
+    Raises:
+        ValueError: if it cannot be had.
+    """
+    try:
+        with building():
+            tokenizer = kind.from_pretrained(locate(weights))
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+            raise ValueError("it knows no words")  # transformers 5 makes one up for no files
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot load the tokenizer from {weights!r}: {error}. Give, as {option}, a hub id and "
+            f"a network to reach it, or a folder with {files}{address(weights)}"
+        ) from error
+    return tokenizer
+
+
+def tokenized(tokenizer: Any, prompts: Sequence[str], limit: int) -> Any:
+    """Return the tokens of prompts, all of one length; warn of those whose end is cut off.
+
+    That length is the limit, so that a prompt's numbers do not depend on the others'.
+    """
+    lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False)["input_ids"]]
+    if num_cut := sum(length > limit for length in lengths):
+        log.warning(
+            "%d of %d prompts have more than %d tokens; the network does not read their ends",
+            num_cut,
+            len(prompts),
+            limit,
+        )
+    # What is cut off is cut before the end token, which is where CLIP's embedding is read.
+    return tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
+    )
 
 
 def in_colour(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:

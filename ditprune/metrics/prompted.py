@@ -33,3 +33,12 @@ class PromptMetric(abc.ABC):
     @abc.abstractmethod
     def to(self, device: torch.device | str) -> "PromptMetric":
         """Move the network, and return the metric."""
+
+
+def demand_prompts(images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]) -> None:
+    """Raise a ValueError unless there are images, and each has its prompt."""
+    if len(images) != len(prompts) or not len(prompts):
+        raise ValueError(
+            "scores of prompts need a prompt for each image, and an image; got "
+            f"{len(images)} images and {len(prompts)} prompts"
+        )

@@ -21,6 +21,11 @@ class SpatialFrechetDistance(FeatureMetric):
         """
         super().update(where_they_are(generated), where_they_are(reference))
 
+    @property
+    def protocol(self) -> str:
+        """Return `sfid`."""
+        return "sfid"
+
     def compute(self) -> dict[str, float]:
         """Return `sfid`."""
         return {"sfid": frechet_distance(*self.pools()).item()}
