@@ -19,11 +19,9 @@ from ditprune.evaluation import (
     SamplingPlan,
     draw_chunk,
     draw_samples,
-    extract_all,
-    measure,
-    measure_values,
 )
 from ditprune.lit import DenoiserModule
+from ditprune.measurement import Real, extract_all, measure, measure_values
 from ditprune.metrics import (
     DigitsClassifier,
     FeatureExtractor,
@@ -68,7 +66,7 @@ def overhead(num_samples: int, num_rounds: int) -> None:
     plan = SamplingPlan(torch.arange(num_samples) % 10)
     classifier = DigitsClassifier()
     real = ((load_split().train.images + 1) * 127.5).round().to(torch.uint8)
-    reference = extract_all([real], classifier)
+    reference = Real(extract_all([real], classifier))
 
     def plain() -> None:
         for chunk in plan.chunks():

@@ -1,28 +1,28 @@
 """Draws images from the dense and the pruned model, and compares them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, runtime_checkable
 
 import lightning as L
-from jaxtyping import Int, UInt8
-from torch import Tensor
 
 from ditprune.calibration import evaluating
 from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.before_pruning import BeforePruning
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import find_callback, run_folder
-from ditprune.distributed import on_first_rank, rank
-from ditprune.evaluation import (
-    Measured,
-    Sampler,
-    draw_samples,
-    measure,
-    measure_values,
-    warn_of_few_images,
+from ditprune.callbacks.sources import (
+    catalogue_of,
+    demand_prompts,
+    demand_real_images,
+    plan_of,
+    source_of,
+    statistics_of,
 )
+from ditprune.catalogue import Catalogue
+from ditprune.distributed import on_first_rank, rank
+from ditprune.evaluation import Sampler, draw_samples
+from ditprune.measurement import Measured, measure_sets, measure_values, warn_of_few_images
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
@@ -37,28 +37,6 @@ from ditprune.reference import Reference, extract_reference
 from ditprune.results import Results, compare
 from ditprune.samples import Samples
 from ditprune.sampling_plan import SamplingPlan
-
-
-@runtime_checkable
-class EvaluationSource(Protocol):
-    """A datamodule that says what to draw and what to compare it with."""
-
-    def evaluation_conditions(self, num_samples: int) -> Int[Tensor, " n"]:
-        """Return what to ask the model for, one for each sample."""
-        ...
-
-    def reference_dataloader(self) -> Iterable[UInt8[Tensor, "b c h w"]]:
-        """Return real images, in the same order on every rank."""
-        ...
-
-
-@runtime_checkable
-class PromptSource(Protocol):
-    """A datamodule whose conditions stand for prompts."""
-
-    def evaluation_prompts(self, num_samples: int) -> Sequence[str]:
-        """Return the prompts of the same samples as `evaluation_conditions`."""
-        ...
 
 
 class EvaluationCallback(BeforePruning):
@@ -125,10 +103,12 @@ class EvaluationCallback(BeforePruning):
                 f"EvaluationCallback draws images with {type(pl_module).__name__}.sample("
                 "condition, generators), and there is none; see ditprune.evaluation.Sampler"
             )
-        self._demand_prompts(trainer)
+        source = source_of(trainer)
+        if self.prompt_metrics:
+            demand_prompts(source)
         self.plan(trainer)
         if self.metrics:
-            self._source(trainer).reference_dataloader()
+            demand_real_images(source, self.metrics)
         self._load_networks(pl_module)  # now, and not after the sampling
         if self.dense is None and trainer.is_global_zero:
             warn_of_few_images(self.metrics, self.num_samples)
@@ -168,12 +148,7 @@ class EvaluationCallback(BeforePruning):
 
     def plan(self, trainer: L.Trainer) -> SamplingPlan:
         """Return which images are drawn."""
-        source = self._source(trainer)
-        conditions = source.evaluation_conditions(self.num_samples)
-        prompts: Sequence[str] = ()
-        if isinstance(source, PromptSource):
-            prompts = source.evaluation_prompts(self.num_samples)
-        return SamplingPlan(conditions, self.seeds, self.chunk_size, prompts)
+        return plan_of(source_of(trainer), self.num_samples, self.seeds, self.chunk_size)
 
     def identity(self) -> str:
         """Return what decides the numbers, but for the pruning: also what the dense model draws."""
@@ -184,10 +159,13 @@ class EvaluationCallback(BeforePruning):
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         reference = self._reference(trainer) if self.metrics else None
+        catalogue = catalogue_of(source_of(trainer))
 
         def compute() -> Measured:
-            features = (drawn.features for drawn in samples.values())
-            sets = measure(features, reference.features, self.metrics) if reference else {}
+            sets = {}
+            if reference:
+                real = reference.real(self.extractor)
+                sets = measure_sets(samples.values(), real, self.metrics, catalogue)
             return {**sets, **measure_values(samples.values())}
 
         with explaining_timeouts():
@@ -195,20 +173,23 @@ class EvaluationCallback(BeforePruning):
 
     def _reference(self, trainer: L.Trainer) -> Reference:
         if self.reference is None:
-            images = self._source(trainer).reference_dataloader
-            folder = self._samples_folder(trainer) / "reference"
-            self.reference = extract_reference(images, self.extractor, folder)
+            source, folder = source_of(trainer), self._samples_folder(trainer) / "reference"
+            self.reference = extract_reference(
+                source.reference_dataloader, self.extractor, folder, statistics_of(source)
+            )
         return self.reference
 
     def _save_results(self, trainer: L.Trainer) -> None:
-        folder = run_folder(trainer)
-        plan = self.plan(trainer)
+        folder, plan = run_folder(trainer), self.plan(trainer)
+        catalogue = catalogue_of(source_of(trainer))
         with explaining_timeouts():
-            self.results = on_first_rank(lambda: self._results(plan))
+            self.results = on_first_rank(lambda: self._results(plan, catalogue))
         if rank() == 0:
             self.results.save(folder / "results.json")
+            if catalogue is not None:
+                catalogue.save(folder / "evaluation_ids.txt")
 
-    def _results(self, plan: SamplingPlan) -> Results:
+    def _results(self, plan: SamplingPlan, catalogue: Catalogue | None) -> Results:
         protocol = {
             "features": self.features,
             "metrics": [metric.protocol for metric in self.metrics],
@@ -218,7 +199,8 @@ class EvaluationCallback(BeforePruning):
             "seeds": list(self.seeds),
             "chunk_size": self.chunk_size,
             "conditions": plan.digest(),
-            "reference": self.reference.source.name if self.reference else "",
+            "reference": self.reference.name if self.reference else "",
+            "data": str(catalogue or ""),
         }
         found = (
             ("dense", self.dense_samples, self.dense),
@@ -266,25 +248,6 @@ class EvaluationCallback(BeforePruning):
     def _samples_folder(self, trainer: L.Trainer) -> Path:
         folder = run_folder(trainer)  # all ranks must call
         return Path(self.samples_folder or folder / "samples")
-
-    def _demand_prompts(self, trainer: L.Trainer) -> None:
-        source = self._source(trainer)
-        if self.prompt_metrics and not isinstance(source, PromptSource):
-            raise ValueError(
-                "prompt_metrics score each image with its own prompt, which they ask the "
-                f"datamodule for by evaluation_prompts(num_samples), and {type(source).__name__} "
-                "has none: pass one that has, or leave prompt_metrics out"
-            )
-
-    def _source(self, trainer: L.Trainer) -> EvaluationSource:
-        source = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(source, EvaluationSource):
-            raise ValueError(
-                "EvaluationCallback asks the datamodule for evaluation_conditions(num_samples) "
-                f"and reference_dataloader(), and {type(source).__name__} lacks one; pass a "
-                "datamodule with both to the trainer"
-            )
-        return source
 
     def _log(self, pl_module: L.LightningModule, model: str, measured: Measured) -> None:
         for name, values in measured.items():

@@ -110,6 +110,7 @@ class ReportCallback(L.Callback):
             num_samples=evaluation.num_samples if evaluation else 0,
             seeds=evaluation.seeds if evaluation else (),
             conditions=results.protocol["conditions"] if results else "",
+            data=results.protocol["data"] if results else "",
             reference=results.protocol["reference"] if results else "",
             dense=(evaluation and evaluation.dense) or {},
             pruned=(evaluation and evaluation.pruned) or {},

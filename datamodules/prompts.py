@@ -5,15 +5,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ditprune.datamodules.trajectories import TrajectoryDataModule
-
-FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Of local files, and the names by which `datasets` reads them."""
+from ditprune.datamodules.prompted import PromptedDataModule
+from ditprune.datamodules.records import load_data_set
 
 
-class PromptDataModule(TrajectoryDataModule):
+class PromptDataModule(PromptedDataModule):
     """Prompts for a text-to-image pipeline, from a list, a text file or a data set.
 
     Calibration takes them from the beginning, evaluation from the end: while there are enough,
@@ -54,10 +51,6 @@ class PromptDataModule(TrajectoryDataModule):
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
         self.prompts = [found[i] for i in order[:num_prompts]]
 
-    def val_dataloader(self) -> DataLoader[str]:
-        """Return one prompt: what is validated are images, which EvaluationCallback draws."""
-        return DataLoader(self.prompts[:1])  # type: ignore[arg-type]
-
     def calibration_conditions(self) -> list[str]:
         """Return the first prompts."""
         return self.prompts[: self.num_calibration_samples]
@@ -67,10 +60,6 @@ class PromptDataModule(TrajectoryDataModule):
         count = len(self.prompts)
         return count - 1 - torch.arange(num_samples) % count
 
-    def evaluation_prompts(self, num_samples: int) -> list[str]:
-        """Return the prompts that `evaluation_conditions` stand for."""
-        return [self.prompts[i] for i in self.evaluation_conditions(num_samples).tolist()]
-
 
 def read_prompts(source: str, split: str, column: str) -> list[str]:
     """Return the prompts of a text file, of a file of records or of a data set.
@@ -78,8 +67,11 @@ def read_prompts(source: str, split: str, column: str) -> list[str]:
     Raises:
         ValueError: if they cannot be read, or there are none.
     """
-    is_text = Path(source).suffix == ".txt"
-    prompts = read_lines(Path(source)) if is_text else read_data_set(source, split, column)
+    if Path(source).suffix == ".txt":
+        prompts = read_lines(Path(source))
+    else:
+        data = load_data_set(source, split, {"column": column})
+        prompts = [str(prompt) for prompt in data[column]]
     if not prompts:
         raise ValueError(f"there is no prompt in {source}")
     return prompts
@@ -94,28 +86,3 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"cannot read the prompts in {path}: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def read_data_set(source: str, split: str, column: str) -> list[str]:
-    """Return a column of a data set."""
-    from datasets import load_dataset  # two seconds, for this source of prompts alone
-    from datasets.exceptions import DatasetsError
-
-    kind = FORMATS.get(Path(source).suffix)
-    try:
-        data = (
-            load_dataset(kind, data_files=source, split=split)
-            if kind
-            else load_dataset(source, split=split)
-        )
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise ValueError(
-            f"cannot load prompts from {source!r}, split {split!r}: {error}. Give a .txt file "
-            "with one a line, a .json, .jsonl, .csv or .parquet file, a folder that `datasets` "
-            "loads, or a hub id that this machine can reach"
-        ) from error
-    if column not in data.column_names:
-        raise ValueError(
-            f"{source!r} has no column {column!r}; its columns are: {', '.join(data.column_names)}"
-        )
-    return [str(prompt) for prompt in data[column]]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ditprune.families import Batch
 from ditprune.image_files import read_images
+from ditprune.statistics_file import holds_images, holds_statistics
 
 
 @runtime_checkable
@@ -67,7 +68,13 @@ class TrajectoryDataModule(L.LightningDataModule, abc.ABC):
                 "EvaluationCallback no metrics, so that the pruned model's images are compared "
                 "with the dense one's alone"
             )
-        return read_images(Path(self.reference_images))
+        path = Path(self.reference_images)
+        return read_images(path) if holds_images(path) else iter(())
+
+    def reference_statistics(self) -> Path | None:
+        """Return the file of reference images if it holds their mean and covariance too."""
+        path = Path(self.reference_images or "")
+        return path if holds_statistics(path) else None
 
     def _source(self) -> TrajectorySource:
         module = self.trainer.lightning_module if self.trainer else None

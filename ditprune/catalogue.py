@@ -3,9 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
+
+from ditprune.atomic import writing
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,16 @@ class Catalogue:
         """Return the ids, one on each line."""
         return "".join(f"{each}\n" for each in self.ids)
 
+    def save(self, path: Path) -> None:
+        """Write the ids, one on each line."""
+        with writing(path) as draft:
+            draft.write_text(self.text())
+
     def __str__(self) -> str:
         """Return `COCO val2014, 5000 images, ids 0123456789abcdef`."""
         return f"{self.name}, {len(self.ids)} images, ids {self.digest}"
 
-    def members(self) -> Mapping[str, Int64[np.ndarray, " k"]]:
-        """Return the places of every category's entries, by its name."""
-        labels = np.array(self.categories)
+    def members(self, count: int | None = None) -> Mapping[str, Int64[np.ndarray, " k"]]:
+        """Return the places of every category's entries, by its name; among the first ones."""
+        labels = np.array(self.categories[:count])
         return {str(each): np.flatnonzero(labels == each) for each in np.unique(labels)}

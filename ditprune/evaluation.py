@@ -1,8 +1,6 @@
-"""Images drawn from fixed seeds, kept on disk chunk by chunk, and what they are worth."""
+"""Images drawn from fixed seeds, kept on disk chunk by chunk, and what is measured of each."""
 
-import logging
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,24 +9,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ditprune.chunks import find_chunk, write_chunk, write_columns
-from ditprune.distributed import all_cores, barrier, on_first_rank, rank
+from ditprune.distributed import barrier, on_first_rank, rank
 from ditprune.manifest import demand_pairs, describe
 from ditprune.meters import Meter, meters_of
-from ditprune.metrics import (
-    FeatureExtractor,
-    FeatureMetric,
-    Features,
-    FrechetDistance,
-    SpatialFrechetDistance,
-)
+from ditprune.metrics import FeatureExtractor
 from ditprune.metrics.paired import ALWAYS, PairedMetric
 from ditprune.metrics.prompted import PromptMetric
-from ditprune.samples import Key, Samples, joined
+from ditprune.samples import Key, Samples
 from ditprune.sampling import sample_generator
 from ditprune.sampling_plan import Chunk, SamplingPlan
 from ditprune.sampling_progress import chunks_of_rank
-
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -137,60 +127,3 @@ def demand_files(chunks: Sequence[Chunk], home: Path) -> None:
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     """Return 8-bit images of those in [-1, 1], rounded to nearest."""
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-Measured = dict[str, list[float]]
-"""A value of each metric for each seed."""
-
-
-MANY_IMAGES = 10_000
-"""From here on, published Frechet distances."""
-BIASED = (FrechetDistance, SpatialFrechetDistance)
-
-
-def warn_of_few_images(metrics: Iterable[FeatureMetric], num_images: int) -> None:
-    """Warn if a distance is measured on so few images that its bias counts."""
-    if num_images < MANY_IMAGES and any(isinstance(metric, BIASED) for metric in metrics):
-        log.warning(
-            "FID is measured on %d images: its bias goes as 1/N, so that numbers of different N "
-            "do not compare; those published take %d or more",
-            num_images,
-            MANY_IMAGES,
-        )
-
-
-def measure(
-    samples: Iterable[Features], reference: Features, metrics: Sequence[FeatureMetric]
-) -> Measured:
-    """Compare the features of each seed with the reference images', in this process alone."""
-    measured: Measured = {}
-    for drawn in samples:
-        for original in metrics:
-            metric = original.clone()
-            metric.distributed_available_fn = lambda: False  # ranks hold the same, no shares
-            metric.reset()
-            metric.update(drawn, reference)
-            with all_cores():
-                values = metric.compute()
-            for name, value in values.items():
-                measured.setdefault(name, []).append(float(value))
-    return measured
-
-
-def measure_values(samples: Iterable[Samples]) -> Measured:
-    """Return the mean over the images of each seed, of every number that an image has for itself.
-
-    It is rounded once, so that no order of summation changes it.
-    """
-    measured: Measured = {}
-    for drawn in samples:
-        for name, values in drawn.values().items():
-            measured.setdefault(name, []).append(statistics.fmean(values.tolist()))
-    return measured
-
-
-def extract_all(
-    batches: Iterable[UInt8[Tensor, "b c h w"]], extractor: FeatureExtractor
-) -> Features:
-    """Return the features of all images of a loader."""
-    return Features(**joined([extractor.extract(images).tensors() for images in batches]))

@@ -3,7 +3,7 @@
 import logging
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -36,12 +36,14 @@ def read_images(path: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
 
 def read_folder(folder: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
     """Yield the images of a folder."""
-    paths = image_paths(folder)
-    return (
-        torch.cat(list(part))
-        for _, same in groupby(map(read_image, paths), key=lambda image: image.shape)
-        for part in parts(same)
-    )
+    return of_one_size(map(read_image, image_paths(folder)))
+
+
+def of_one_size(images: Iterable[UInt8[Tensor, "1 c h w"]]) -> Iterator[UInt8[Tensor, "n c h w"]]:
+    """Yield images in batches of one size, in their order."""
+    for _, same in groupby(images, key=lambda image: image.shape):
+        for part in parts(same):
+            yield torch.cat(part)
 
 
 def image_paths(folder: Path) -> list[Path]:

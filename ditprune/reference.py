@@ -1,55 +1,62 @@
-"""Features of the real images, extracted once for each network and kept on disk."""
+"""Real images: their features, extracted once for each network, or statistics of them."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.distributed import barrier, on_first_rank, share_of_rank
+from ditprune.identity import Images, Source, identify
+from ditprune.measurement import Real
 from ditprune.meters import rows
 from ditprune.metrics import FeatureExtractor, Features
 from ditprune.samples import joined
+from ditprune.statistics_file import load_statistics
 
 ABOUT = "features of real images that ditprune compared with; without them they are extracted anew"
 
-Images = Iterable[UInt8[Tensor, "b c h w"]]
 
+class Reference(NamedTuple):
+    """What generated images are compared with, in files."""
 
-class Source(NamedTuple):
-    """Which images there are."""
-
-    num_images: int
-    num_batches: int
-    sha256: str
-    """Of all shapes and pixels, in order."""
+    source: Source
+    """No images, where there are only statistics."""
+    files: list[Path]
+    """Features, batch by batch."""
+    statistics: Path | None = None
+    """Of images that there may be more of, as ADM's evaluator and `ditprune statistics` write."""
 
     @property
     def name(self) -> str:
-        """Return `1437 images, 0123456789abcdef`."""
-        return f"{self.num_images} images, {self.sha256[:16]}"
+        """Return which images they are, and which statistics Frechet distances are measured to."""
+        if self.statistics is None:
+            return self.source.name
+        content = hashlib.sha256(self.statistics.read_bytes()).hexdigest()[:16]
+        return f"{self.source.name}; Frechet distances to {self.statistics.name}, {content}"
 
+    def real(self, extractor: FeatureExtractor) -> Real:
+        """Read everything.
 
-class Reference(NamedTuple):
-    """Real images that generated ones are compared with: their features, batch by batch."""
-
-    source: Source
-    files: list[Path]
-
-    @property
-    def features(self) -> Features:
-        """The features of all images."""
-        return Features(**joined([load_file(path) for path in self.files]))
+        Raises:
+            ValueError: if the statistics are of another network.
+        """
+        known = load_statistics(self.statistics, extractor) if self.statistics else None
+        if self.files:
+            return Real(Features(**joined([load_file(path) for path in self.files])), known)
+        assert known is not None
+        return Real(known.none(), known)
 
 
 def extract_reference(
-    images: Callable[[], Images], extractor: FeatureExtractor, folder: Path
+    images: Callable[[], Images],
+    extractor: FeatureExtractor,
+    folder: Path,
+    statistics: Path | None = None,
 ) -> Reference:
     """Extract the features of real images that have none on disk yet; every process its share.
 
@@ -60,8 +67,16 @@ def extract_reference(
         images: gives them from the beginning, in the same batches on every rank.
         extractor: the network.
         folder: where features are kept: a folder for each pair of images and network.
+        statistics: of real images, if there are some; then images need not be.
+
+    Raises:
+        ValueError: if there is neither.
     """
     source = on_first_rank(lambda: identify(images()))
+    if statistics is None and not source.num_images:
+        raise ValueError(
+            "there are no real images to compare with: reference_dataloader() is empty"
+        )
     digest = hashlib.sha256(f"{extractor.name} {source}".encode()).hexdigest()[:16]
     home = folder / digest
     files = [home / f"{index:06d}.safetensors" for index in range(source.num_batches)]
@@ -73,29 +88,12 @@ def extract_reference(
                 with writing(path) as draft:
                     save_file({name: rows(x, len(x)) for name, x in features.items()}, draft)
     barrier()
-    return Reference(source, files)
-
-
-def identify(images: Images) -> Source:
-    """Read all images, and tell which they are."""
-    digest, num_images, num_batches = hashlib.sha256(), 0, 0
-    for batch in images:
-        digest.update(f"{tuple(batch.shape)}".encode())
-        digest.update(batch.contiguous().numpy().data)
-        num_images, num_batches = num_images + len(batch), num_batches + 1
-    if not num_images:
-        raise ValueError(
-            "there are no real images to compare with: reference_dataloader() is empty"
-        )
-    return Source(num_images, num_batches, digest.hexdigest())
+    return Reference(source, files, statistics)
 
 
 def tell(home: Path, source: Source, extractor: FeatureExtractor) -> None:
     """Write down what the files are of."""
-    about = (
-        "features of the real images that ditprune compares with; it extracts them again if gone"
-    )
-    content = {"about": about, "features": extractor.name, **source._asdict()}
+    content = {"about": ABOUT, "features": extractor.name, **source._asdict()}
     with writing(home / "manifest.json") as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ditprune.atomic import writing
 from ditprune.bootstrap import NUM_RESAMPLES, Summary
-from ditprune.evaluation import MANY_IMAGES, Measured
+from ditprune.measurement import MANY_IMAGES, Measured
 from ditprune.plan import LayerPlan, Plan
 from ditprune.results import Summaries, measured_entry, summaries_entry
 
@@ -47,6 +47,7 @@ MEASURED = (
     "num_samples",
     "seeds",
     "conditions",
+    "data",
     "reference",
     "metrics",
     "per_image",
@@ -80,6 +81,8 @@ class PruneReport:
     seeds: Sequence[int] = ()
     conditions: str = ""
     """Digest of what was asked for: classes or prompts."""
+    data: str = ""
+    """The data set and which of its images, if they are of one."""
     reference: str = ""
     """How many real images were compared with, and a digest of them."""
     dense: Measured = field(default_factory=dict)
@@ -105,6 +108,7 @@ class PruneReport:
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
             "conditions": self.conditions,
+            "data": self.data,
             "reference": self.reference,
             "metrics": {
                 "dense": measured_entry(self.dense),
@@ -171,6 +175,7 @@ class PruneReport:
             "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}; "
             "metrics are mean ± standard deviation over the seeds",
             "features": self.features or "none",
+            **({"data set": self.data} if self.data else {}),
             "real images": self.reference or "none",
             "mask hash": self.mask_hash,
         }

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from ditprune.atomic import writing
 from ditprune.bootstrap import Summary, summarize
-from ditprune.evaluation import Measured
+from ditprune.measurement import Measured
 from ditprune.samples import Samples, joined
 
 Summaries = dict[str, Summary]

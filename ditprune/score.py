@@ -1,7 +1,7 @@
 """What images from files are worth, whoever drew them: `ditprune score`."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,14 @@ from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.bootstrap import Summary, summarize
-from ditprune.evaluation import BIASED, extract_all, measure, warn_of_few_images
 from ditprune.image_files import count_images, demand_any_order, read_images
+from ditprune.measurement import (
+    Real,
+    extract_all,
+    measure,
+    needing_images,
+    warn_of_few_images,
+)
 from ditprune.metrics import (
     ADMInceptionScore,
     FeatureExtractor,
@@ -32,9 +38,6 @@ from ditprune.metrics.prompted import PromptMetric
 from ditprune.results import as_json, summaries_entry
 from ditprune.samples import joined
 from ditprune.statistics_file import holds_images, holds_statistics, load_statistics
-
-ALONE = (InceptionScore, ADMInceptionScore)
-"""Metrics that compare with no real images."""
 
 
 def score(
@@ -73,16 +76,19 @@ def score(
     words = read_words(prompts, images, prompt_metrics)
     warn_of_few_images(metrics, count_images(images))
     drawn, values = look_at(images, dense, extractor, words, prompt_metrics)
-    measured = compare_sets(drawn, reference, extractor, metrics)
+    measured = measure([drawn], real_of(reference, drawn, extractor), metrics)
     per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
-    measured.update({name: summary.mean for name, summary in per_image.items()})
+    means = {name: summary.mean for name, summary in per_image.items()}
     found = {
         "images": str(images),
         "reference": str(reference),
         "num_images": len(drawn.pool),
         "num_reference": reference_size(reference),
         "features": extractor.name,
-        "metrics": {name: as_json(value) for name, value in measured.items()},
+        "metrics": {
+            **{name: as_json(value) for name, [value] in measured.items()},
+            **{name: as_json(value) for name, value in means.items()},
+        },
         "per_image": summaries_entry(per_image),
     }
     if results is not None:
@@ -104,8 +110,7 @@ def demand_reference(reference: Path, metrics: Sequence[FeatureMetric]) -> None:
     """Raise a ValueError if some metrics need real images, and there are only statistics."""
     if holds_images(reference):
         return
-    needy = [type(m).__name__ for m in metrics if not isinstance(m, (*BIASED, *ALONE))]
-    if needy:
+    if needy := needing_images(metrics):
         raise ValueError(
             f"{reference} holds statistics and no images, which {', '.join(needy)} compare with: "
             "give the images, or leave them out"
@@ -183,24 +188,10 @@ def pairs(
         yield batch, partners
 
 
-def compare_sets(
-    drawn: Features, reference: Path, extractor: FeatureExtractor, metrics: Sequence[FeatureMetric]
-) -> dict[str, float]:
-    """Compare with real images, or where a metric can and there are some, with their statistics."""
-    known = BIASED if holds_statistics(reference) else ()
-    by_statistics = [metric for metric in metrics if isinstance(metric, known)]
-    others = [metric for metric in metrics if not isinstance(metric, known)]
-    measured = {}
-    if by_statistics:
-        measured.update(measure([drawn], load_statistics(reference, extractor), by_statistics))
-    if others:
-        measured.update(measure([drawn], real_features(reference, drawn, extractor), others))
-    return {name: values[0] for name, values in measured.items()}
-
-
-def real_features(reference: Path, drawn: Features, extractor: FeatureExtractor) -> Features:
-    """Return the features of the real images, or of none where there are none."""
-    if not holds_images(reference):
-        return drawn.none()
-    batches: Iterable[Tensor] = track(read_images(reference), "reference")
-    return extract_all(batches, extractor)
+def real_of(reference: Path, drawn: Features, extractor: FeatureExtractor) -> Real:
+    """Return features of the real images, if there are some, and of their statistics, if known."""
+    features = drawn.none()
+    if holds_images(reference):
+        features = extract_all(track(read_images(reference), "reference"), extractor)
+    known = holds_statistics(reference)
+    return Real(features, load_statistics(reference, extractor) if known else None)

@@ -13,10 +13,10 @@ from rich.progress import track
 from torch import Tensor
 
 from ditprune.atomic import writing
-from ditprune.evaluation import extract_all
+from ditprune.identity import identify
 from ditprune.image_files import read_images
+from ditprune.measurement import extract_all
 from ditprune.metrics import FeatureExtractor, Features, InceptionV3
-from ditprune.reference import identify
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from ditprune.budget import Uniform
 from ditprune.calibration import Weights, calibrate
 from ditprune.decision import Evidence, decide, demand_attainable
 from ditprune.distributed import barrier, on_first_rank, rank
-from ditprune.evaluation import Measured
 from ditprune.families import Batch, Family
 from ditprune.granularity import NofM
 from ditprune.layers import restoring, target_weights
+from ditprune.measurement import Measured
 from ditprune.pipeline import carry_out_, measure_importance
 from ditprune.plan import Plan, describe
 from ditprune.prediction import Judge

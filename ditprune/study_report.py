@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ditprune.atomic import writing
-from ditprune.evaluation import Measured
+from ditprune.measurement import Measured
 from ditprune.report import direction, spread
 from ditprune.study import Result
 

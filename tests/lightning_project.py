@@ -78,6 +78,15 @@ class Rows(FeatureExtractor):
         return self
 
 
+class SpatialRows(Rows):
+    """The same, as if they told of places too."""
+
+    name = "spatial rows"
+
+    def extract(self, images):
+        return super().extract(images)._replace(spatial=images.float().mean(3).flatten(1))
+
+
 def pruning(sparsity: float = 0.5, **options):
     return [PruneCallback(**options), GranularityCallback(Layer(), sparsity)]
 

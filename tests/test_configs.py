@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import captioned_folders
 import numpy as np
 import pytest
 import tiny_pipelines
@@ -46,7 +47,7 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
         content["data"]["init_args"].update(num_evaluation_pictures=12, num_calibration_samples=4)
     elif path.stem.split("_")[0] in PIPELINES:
         shrink_pipeline(content, tmp_path, PIPELINES[path.stem.split("_")[0]])
-    elif path.stem == "dit_xl_imagenet256":
+    elif path.stem.startswith("dit_xl_imagenet256"):
         shrink_imagenet(content, tmp_path)
     else:
         content["model"]["init_args"]["num_inference_steps"] = 2
@@ -81,27 +82,76 @@ def shrink_study(options: dict) -> None:
 
 
 def shrink_pipeline(content: dict, folder: Path, pipeline: Callable) -> None:
-    pipeline().save_pretrained(folder / "tiny")
-    (folder / "prompts.txt").write_text("a cat\na dog\nblue moon\n")
+    use_tiny_pipeline(content, folder, pipeline)
     options = content["model"]["init_args"]
-    options.update(source=str(folder / "tiny"), num_inference_steps=2, height=32, width=32)
+    options.update(num_inference_steps=2, height=32, width=32)
     if special := tiny_pipelines.SPECIAL.get(pipeline.__name__):
         options["options"] = special
-    content["data"]["init_args"].update(prompts="prompts.txt", num_calibration_samples=4)
-    use_rows(content)
+    content["data"]["init_args"].update(num_calibration_samples=4, num_images=12, side=32)
+    use_judges_at_hand(content)
+
+
+def use_tiny_pipeline(content: dict, folder: Path, pipeline: Callable) -> None:
+    """And a data set of the same layout as the published one."""
+    pipeline().save_pretrained(folder / "tiny")
+    content["model"]["init_args"]["source"] = str(folder / "tiny")
+    kind, options = content["data"]["class_path"].split(".")[-1], content["data"]["init_args"]
+    where = "source" if kind == "CaptionedDataSet" else "folder"
+    options[where] = DATA_SETS[kind](folder / "data")
+
+
+DATA_SETS = {
+    "COCO": captioned_folders.coco,
+    "MJHQ30K": captioned_folders.mjhq,
+    "CaptionedDataSet": captioned_folders.captioned_folder,
+}
 
 
 def shrink_imagenet(content: dict, folder: Path) -> None:
+    use_tiny_dit(content, folder)
+    content["model"]["init_args"]["num_inference_steps"] = 2
+    content["data"]["init_args"].update(num_calibration_samples=4)
+    use_judges_at_hand(content)
+
+
+def use_tiny_dit(content: dict, folder: Path) -> None:
+    """And a file of ADM's evaluator: some images, and statistics."""
     tiny_pipelines.dit().save_pretrained(folder / "tiny")
     images = np.random.default_rng(0).integers(0, 256, [12, 16, 16, 3], np.uint8)
-    np.savez(folder / "reference.npz", images)
-    content["model"]["init_args"].update(source=str(folder / "tiny"), num_inference_steps=2)
-    content["data"]["init_args"].update(num_calibration_samples=4, reference_images="reference.npz")
-    use_rows(content)
+    statistics = {"mu": np.zeros(48), "sigma": np.eye(48)}
+    spatial = {f"{name}_s": value for name, value in statistics.items()}
+    np.savez(folder / "reference.npz", images, **statistics, **spatial)
+    content["model"]["init_args"]["source"] = str(folder / "tiny")
+    content["data"]["init_args"]["reference_images"] = "reference.npz"
 
 
-def use_rows(content: dict) -> None:
-    """Look through features that need no network."""
+def use_judges_at_hand(content: dict) -> None:
+    """Look through features that need no network, and with a CLIP that ships with the package."""
     for callback in content["trainer"]["callbacks"]:
         if callback["class_path"].endswith("EvaluationCallback"):
-            callback["init_args"]["extractor"] = "lightning_project.Rows"
+            options = callback["init_args"]
+            options["extractor"] = "lightning_project.SpatialRows"
+            options["paired_metrics"] = []
+            if "prompt_metrics" in options:
+                clip, reward = options["prompt_metrics"]
+                clip["init_args"]["weights"] = "shapes-judges/clip"
+                reward["class_path"] = "toy_prompts.Lengths"
+
+
+HUB = [path for path in CONFIGS if path.stem.split("_")[0] in (*PIPELINES, "dit")]
+
+
+@pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)
+def test_all_that_it_names_is_there_as_it_stands(path, tmp_path, monkeypatch, capsys):
+    """With the sizes that it asks for; of hub weights and data sets, with small stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    kind = path.stem.split("_")[0]
+    if kind == "dit":
+        use_tiny_dit(content, tmp_path)
+    else:
+        use_tiny_pipeline(content, tmp_path, PIPELINES[kind])
+        content["data"]["init_args"]["num_images"] = 12
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    main(["prune", "--config", "config.yaml", "--dry-run"])
+    assert "weights go (50.00%); whole model:" in " ".join(capsys.readouterr().out.split())

@@ -11,10 +11,9 @@ from ditprune import sampling_progress
 from ditprune.evaluation import (
     SamplingPlan,
     draw_samples,
-    measure,
-    measure_values,
     to_uint8,
 )
+from ditprune.measurement import Real, measure, measure_values
 from ditprune.metrics import (
     FeatureExtractor,
     Features,
@@ -294,7 +293,7 @@ def features_of(seed: int) -> Features:
 
 def test_metrics_are_computed_for_each_seed_on_its_own():
     reference = features_of(9)
-    measured = measure((features_of(seed) for seed in (0, 1)), reference, [FrechetDistance()])
+    measured = measure((features_of(seed) for seed in (0, 1)), Real(reference), [FrechetDistance()])
     assert measured["fid"] == [
         pytest.approx(frechet_distance(features_of(seed).pool, reference.pool).item())
         for seed in (0, 1)

@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as their_inception
@@ -28,6 +30,7 @@ from ditprune.metrics import (
     SpatialFrechetDistance,
 )
 from ditprune.metrics.features import DIGITS_WEIGHTS
+from ditprune.metrics.inception import clean
 from ditprune.zoo.digits import DigitClassifier, load_split
 
 SCORES = [InceptionScore, ADMInceptionScore]
@@ -453,6 +456,44 @@ def test_inception_is_torch_fidelitys_bit_for_bit(inception_weights):
     assert not extractor.network.Mixed_6d.branch1x1._forward_hooks
     assert extractor.name.startswith("inception-v3-compat/")
     assert extractor.name == InceptionV3(inception_weights).name
+
+
+def as_pillow_resizes(images):
+    """Channel by channel in floating point, cut to the range of bytes: clean-fid's protocol."""
+    planes = [
+        np.asarray(
+            Image.fromarray(plane.float().numpy(), "F").resize((299, 299), Image.Resampling.BICUBIC)
+        )
+        for plane in images.flatten(0, 1)
+    ]
+    pixels = torch.from_numpy(np.stack(planes)).clamp(0, 255).view(*images.shape[:2], 299, 299)
+    return (pixels - 128) / 128
+
+
+@pytest.mark.parametrize("size", [(40, 48), (700, 600), (299, 299)])
+def test_clean_pixels_are_pillows(size):
+    images = random_images(2, 3, *size)
+    assert torch.allclose(clean(images), as_pillow_resizes(images), atol=1e-6)
+    assert clean(images[:0]).shape == (0, 3, 299, 299)
+
+
+@pytest.mark.slow
+def test_a_clean_inception_sees_those_pixels_and_says_so(inception_weights):
+    extractor, images = (
+        InceptionV3(inception_weights, resize="clean"),
+        random_images(2, 3, 400, 360),
+    )
+    x = as_pillow_resizes(images)
+    with torch.no_grad():
+        for name, module in extractor.network.named_children():
+            x = module(x)
+            if name == "Mixed_7c":
+                break
+    found, plain = extractor.extract(images), InceptionV3(inception_weights)
+    assert torch.allclose(found.pool, x.mean((2, 3)), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found.pool, plain.extract(images).pool, rtol=1e-2)
+    assert not extractor.network.Conv2d_1a_3x3._forward_pre_hooks
+    assert extractor.name.replace("clean/", "") == plain.name != extractor.name
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ditprune.evaluation import SamplingPlan, draw_samples, extract_all
+from ditprune.evaluation import SamplingPlan, draw_samples
+from ditprune.measurement import extract_all
 from ditprune.metrics import (
     DigitsClassifier,
     FeatureExtractor,
