@@ -2,6 +2,7 @@
 
 from ditprune.callbacks.evaluate import EvaluationCallback as EvaluationCallback
 from ditprune.callbacks.granularity import GranularityCallback as GranularityCallback
+from ditprune.callbacks.prediction import PredictionCallback as PredictionCallback
 from ditprune.callbacks.prune import PruneCallback as PruneCallback
 from ditprune.callbacks.report import ReportCallback as ReportCallback
 from ditprune.callbacks.save_pretrained import SavePretrained as SavePretrained

@@ -1,4 +1,4 @@
-"""What must happen before the model is pruned happens then, whatever the order of callbacks."""
+"""What must happen before or after the model is pruned does, whatever the order of callbacks."""
 
 import abc
 
@@ -13,6 +13,14 @@ class BeforePruning(L.Callback, abc.ABC):
     @abc.abstractmethod
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do it; calls after the first do nothing."""
+
+
+class AfterPruning(L.Callback, abc.ABC):
+    """A callback with something to do as soon as the model is pruned."""
+
+    @abc.abstractmethod
+    def after_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do it."""
 
 
 class BeforeCalibration(L.Callback, abc.ABC):

@@ -11,7 +11,7 @@ from ditprune.alpha import settle
 from ditprune.budget import Budget, Uniform
 from ditprune.budget.base import demand_fraction
 from ditprune.calibration import Weights
-from ditprune.callbacks.before_pruning import BeforeCalibration, BeforePruning
+from ditprune.callbacks.before_pruning import AfterPruning, BeforeCalibration, BeforePruning
 from ditprune.callbacks.lookup import callbacks_of, demand_callback
 from ditprune.callbacks.prune import PruneCallback
 from ditprune.clustered import ClusteredLayer, telling
@@ -126,6 +126,9 @@ class GranularityCallback(BeforeCalibration):
         self.repair_seconds = perf_counter() - start
         demand_agreement(masks)
         self.masks = masks
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, AfterPruning):
+                callback.after_pruning(trainer, pl_module)
 
     def _prune(
         self, trainer: L.Trainer, pl_module: L.LightningModule, pruner: PruneCallback

@@ -18,6 +18,7 @@ from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.evaluate import EvaluationCallback
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import demand_callback, find_callback, run_folder
+from ditprune.callbacks.prediction import PredictionCallback
 from ditprune.callbacks.prune import PruneCallback
 from ditprune.distributed import barrier, rank
 from ditprune.export import save_pruned
@@ -67,7 +68,9 @@ class ReportCallback(L.Callback):
         if rank() == 0:
             importance = importance_of(trainer)
             clustered = demand_callback(trainer, GranularityCallback).clustered
-            figures = dict(run_figures(self.report.plan.layers, importance, clustered))
+            figures = dict(
+                run_figures(self.report.plan.layers, importance, clustered, self.report.predictions)
+            )
             pairs = pairs_of(trainer)
             self.report.save(folder)
             save_page(folder / "report.html", self.report, figures, pairs)
@@ -100,6 +103,7 @@ class ReportCallback(L.Callback):
         granularity = demand_callback(trainer, GranularityCallback)
         evaluation = find_callback(trainer, EvaluationCallback)
         results = evaluation.results if evaluation else None
+        prediction = find_callback(trainer, PredictionCallback)
         assert granularity.plan is not None
         assert granularity.masks is not None
         return PruneReport(
@@ -115,6 +119,7 @@ class ReportCallback(L.Callback):
             dense=(evaluation and evaluation.dense) or {},
             pruned=(evaluation and evaluation.pruned) or {},
             per_image=results.per_image() if results else {},
+            predictions=prediction.errors if prediction else (),
             cost={
                 "calibration, s": pruner.calibration_seconds,
                 "of which importance, s": pruner.importance_seconds,

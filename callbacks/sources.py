@@ -1,5 +1,6 @@
 """What an evaluation asks the datamodule for: conditions to draw, and what to compare with."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ditprune.catalogue import Catalogue
+from ditprune.families import Batch
 from ditprune.measurement import needing_images
 from ditprune.metrics import FeatureMetric
 from ditprune.sampling_plan import SamplingPlan
@@ -52,6 +54,15 @@ class CatalogueSource(Protocol):
     @property
     def catalogue(self) -> Catalogue:
         """What `reference_dataloader` gives, in order; conditions are the first ones of it."""
+        ...
+
+
+@runtime_checkable
+class SeededCalibrationSource(Protocol):
+    """A datamodule that can draw its calibration samples anew."""
+
+    def calibration_dataloader(self, seed: int) -> Iterable[Batch]:
+        """Return the samples of a seed: the same batches on every rank."""
         ...
 
 
@@ -110,3 +121,28 @@ def demand_prompts(source: EvaluationSource) -> None:
             f"datamodule for by evaluation_prompts(num_samples), and {type(source).__name__} "
             "has none: pass one that has, or leave prompt_metrics out"
         )
+
+
+def seeded_source_of(trainer: L.Trainer) -> SeededCalibrationSource:
+    """Return the datamodule.
+
+    Raises:
+        ValueError: if it draws its calibration samples from no seed.
+    """
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    # The protocol's check is of the name alone.
+    if not isinstance(source, SeededCalibrationSource) or not takes_seed(source):
+        raise ValueError(
+            "studies, and errors of predictions, take calibration samples of several seeds, by the "
+            f"datamodule's calibration_dataloader(seed), and {type(source).__name__} has none"
+        )
+    return source
+
+
+def takes_seed(source: SeededCalibrationSource) -> bool:
+    """Tell whether the samples can be drawn from a seed."""
+    try:
+        inspect.signature(source.calibration_dataloader).bind(seed=0)
+    except TypeError:
+        return False
+    return True

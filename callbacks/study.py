@@ -1,8 +1,6 @@
 """Runs a study of many recipes on one model, when validation starts."""
 
-import inspect
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -15,8 +13,9 @@ from ditprune.callbacks.evaluate import EvaluationCallback
 from ditprune.callbacks.granularity import GranularityCallback
 from ditprune.callbacks.lookup import callbacks_of, demand_callback, run_folder
 from ditprune.callbacks.prune import PruneCallback
+from ditprune.callbacks.sources import seeded_source_of
 from ditprune.distributed import barrier, rank
-from ditprune.families import Batch, Family
+from ditprune.families import Family
 from ditprune.find import demand_family, find_transformer
 from ditprune.granularity import NofM
 from ditprune.plots import save_curves
@@ -24,15 +23,6 @@ from ditprune.recipe import Recipe
 from ditprune.study import Bench, Result, Study, run
 from ditprune.study_report import StudyReport
 from ditprune.tensorboard import write_study
-
-
-@runtime_checkable
-class SeededCalibrationSource(Protocol):
-    """A datamodule that can draw its calibration samples anew."""
-
-    def calibration_dataloader(self, seed: int) -> Iterable[Batch]:
-        """Return the samples of a seed: the same batches on every rank."""
-        ...
 
 
 class StudyCallback(L.Callback):
@@ -74,7 +64,7 @@ class StudyCallback(L.Callback):
         """Check what can be checked before the long work."""
         demand_dense_model(trainer, stage)
         demand_callback(trainer, EvaluationCallback)
-        self._source(trainer)
+        seeded_source_of(trainer)
         folder = run_folder(trainer)
         if rank() == 0:
             demand_writable(folder)
@@ -105,7 +95,7 @@ class StudyCallback(L.Callback):
     def _bench(
         self, trainer: L.Trainer, pl_module: L.LightningModule, evaluation: EvaluationCallback
     ) -> Bench:
-        source, found = self._source(trainer), find_transformer(pl_module, self.module)
+        source, found = seeded_source_of(trainer), find_transformer(pl_module, self.module)
         return Bench(
             model=found.model,
             family=self.family or demand_family(found),
@@ -115,16 +105,6 @@ class StudyCallback(L.Callback):
             identity=evaluation.identity(),
             folder=run_folder(trainer),
         )
-
-    def _source(self, trainer: L.Trainer) -> SeededCalibrationSource:
-        source = trainer.datamodule  # type: ignore[attr-defined]
-        # The protocol's check is of the name alone.
-        if not isinstance(source, SeededCalibrationSource) or not takes_seed(source):
-            raise ValueError(
-                "a study draws calibration samples from several seeds, by the datamodule's "
-                f"calibration_dataloader(seed), and {type(source).__name__} has none"
-            )
-        return source
 
 
 def demand_dense_model(trainer: L.Trainer, stage: str) -> None:
@@ -142,12 +122,3 @@ def demand_dense_model(trainer: L.Trainer, stage: str) -> None:
             f"{' and '.join(found)} too, which would prune it once more: leave them out, and make "
             "their recipe one of the methods"
         )
-
-
-def takes_seed(source: SeededCalibrationSource) -> bool:
-    """Tell whether the samples can be drawn from a seed."""
-    try:
-        inspect.signature(source.calibration_dataloader).bind(seed=0)
-    except TypeError:
-        return False
-    return True

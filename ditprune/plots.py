@@ -22,6 +22,7 @@ from ditprune.clustered import ClusteredLayer
 from ditprune.importance import Importance
 from ditprune.pairs import Pair
 from ditprune.plan import LayerPlan
+from ditprune.prediction import LevelError
 from ditprune.report import LOWER_IS_BETTER, direction
 from ditprune.study_report import StudyReport
 from ditprune.targets import PruneTarget, Role
@@ -103,14 +104,29 @@ def run_figures(
     layers: Sequence[LayerPlan],
     importance: Mapping[PruneTarget, Importance],
     clustered: Sequence[ClusteredLayer],
+    predictions: Sequence[LevelError] = (),
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of a run by name: of all layers, and of what else there is."""
     yield "layers/sparsity", sparsity_figure(layers)
     yield "layers/row_variation", row_variation_figure(layers)
+    if predictions:
+        yield "predictions/error", level_figure(predictions)
     if importance:
         yield "layers/importance", importance_figure(importance)
     for layer in clustered:
         yield f"clusters/{layer.target.role.value}", clusters_figure(layer)
+
+
+def level_figure(predictions: Sequence[LevelError]) -> Figure:
+    """Draw what single steps predict wrongly against their level of noise."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    middles = [(each.low + each.high) / 2 for each in predictions]
+    axes.plot(middles, [each.error for each in predictions], marker="o")
+    axes.set(xlim=(0, 1), ylim=(0, None))
+    axes.set_xlabel("level of noise: 0 is the image, 1 is noise alone")
+    axes.set_ylabel("error of the pruned model's prediction,\nrelative to the dense one's")
+    return figure
 
 
 def quality_figure(report: StudyReport, metric: str) -> Figure:

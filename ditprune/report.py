@@ -12,6 +12,7 @@ from ditprune.atomic import writing
 from ditprune.bootstrap import NUM_RESAMPLES, Summary
 from ditprune.measurement import MANY_IMAGES, Measured
 from ditprune.plan import LayerPlan, Plan
+from ditprune.prediction import LevelError
 from ditprune.results import Summaries, measured_entry, summaries_entry
 
 LOWER_IS_BETTER = "↓"
@@ -42,6 +43,10 @@ ABOUT_INTERVALS = (
     f"95 % of {NUM_RESAMPLES:,} bootstrap samples of the prompts have their mean in the interval; "
     "the median is that of the images."
 )
+ABOUT_PREDICTIONS = (
+    "Of single denoising steps, on samples that no method was given: the squared error beside the "
+    "dense model's prediction, relative to that prediction's square."
+)
 MEASURED = (
     "features",
     "num_samples",
@@ -51,6 +56,7 @@ MEASURED = (
     "reference",
     "metrics",
     "per_image",
+    "predictions",
     "cost",
 )
 """What a report tells of images and costs, and not of the pruning."""
@@ -90,6 +96,8 @@ class PruneReport:
     pruned: Measured = field(default_factory=dict)
     per_image: Mapping[str, Summaries] = field(default_factory=dict)
     """Of what every image has for itself: means with intervals, and medians, of each model."""
+    predictions: Sequence[LevelError] = ()
+    """What the pruned model predicts wrongly in single steps."""
     cost: Mapping[str, float | str] = field(default_factory=dict)
     """Times in seconds, peak memory in MiB, library versions: what differs between equal runs."""
 
@@ -117,6 +125,7 @@ class PruneReport:
             "per_image": {
                 title: summaries_entry(found) for title, found in self.per_image.items() if found
             },
+            "predictions": [error._asdict() for error in self.predictions],
             "layers": [layer_entry(layer) for layer in self.plan.layers],
             "cost": dict(self.cost),
         }
@@ -147,6 +156,7 @@ class PruneReport:
         sections = {
             "# Pruning report": self._facts(),
             "## Images": self._images(),
+            **({"## Predictions": self._predictions()} if self.predictions else {}),
             "## Cost": bullets(f"{name}: {show(value)}" for name, value in self.cost.items()),
             "## Layers": layer_table(self.plan.layers).to_markdown(),
         }
@@ -221,6 +231,17 @@ class PruneReport:
             for name, summary in summaries.items()
         ]
         return Table(("per image", "model", "mean", "interval", "median"), rows)
+
+    def prediction_table(self) -> Table:
+        """Return what the pruned model predicts wrongly, level by level."""
+        rows = [
+            (f"{each.low:g} to {each.high:g}", str(each.num_samples), show(each.error))
+            for each in self.predictions
+        ]
+        return Table(("level of noise", "samples", "error"), rows)
+
+    def _predictions(self) -> str:
+        return f"{ABOUT_PREDICTIONS}\n\n{self.prediction_table().to_markdown()}"
 
     def _facts(self) -> str:
         facts = {**self.recipe, **self.facts()}

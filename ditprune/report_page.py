@@ -15,7 +15,14 @@ from torch import Tensor
 from ditprune.atomic import writing
 from ditprune.chunks import as_picture
 from ditprune.pairs import Pair
-from ditprune.report import ABOUT_INTERVALS, NOT_MEASURED, PruneReport, layer_table, show
+from ditprune.report import (
+    ABOUT_INTERVALS,
+    ABOUT_PREDICTIONS,
+    NOT_MEASURED,
+    PruneReport,
+    layer_table,
+    show,
+)
 
 SIDE = 256
 """Pixels of an image's longer side; larger ones would make the file too large to send."""
@@ -61,6 +68,7 @@ def page_of(
         layers=layer_table(report.plan.layers),
         config=json.dumps(config, indent=2, ensure_ascii=False),
         about_intervals=ABOUT_INTERVALS,
+        about_predictions=ABOUT_PREDICTIONS,
         not_measured=NOT_MEASURED,
     )
 

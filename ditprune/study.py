@@ -25,16 +25,13 @@ from ditprune.layers import restoring, target_weights
 from ditprune.measurement import Measured
 from ditprune.pipeline import carry_out_, measure_importance
 from ditprune.plan import Plan, describe
-from ditprune.prediction import Judge
+from ditprune.prediction import HELD_OUT_SEED, Judge
 from ditprune.recipe import Recipe
 from ditprune.saliency import Energy
 from ditprune.saved_stats import fingerprint, load_evidence, save_evidence
 
 Setting = float | NofM
 """How much goes: a sparsity, or a pattern that fixes it."""
-
-HELD_OUT_SEED = 2**31 - 1
-"""Of the samples by which predictions are judged, and which no method is given."""
 
 
 class Cell(NamedTuple):
