@@ -15,6 +15,7 @@ from ditprune.metrics.fid_infinity import FIDInfinity as FIDInfinity
 from ditprune.metrics.fid_infinity import fid_infinity as fid_infinity
 from ditprune.metrics.frechet import FrechetDistance as FrechetDistance
 from ditprune.metrics.frechet import frechet_distance as frechet_distance
+from ditprune.metrics.hps import HPSv2 as HPSv2
 from ditprune.metrics.image_reward import ImageReward as ImageReward
 from ditprune.metrics.inception import InceptionV3 as InceptionV3
 from ditprune.metrics.inception_score import InceptionScore as InceptionScore

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from ditprune.metrics.features import building
 
 
 def read_tensors(weights: str | None, address: str) -> dict[str, Tensor]:
-    """Read tensors from a local path, or download them once, from an address with a hash."""
+    """Read tensors from a local path, or download them once, from an address with a hash.
+
+    Some authors keep them one level deeper, as `state_dict`.
+    """
     if weights is None:
         return torch.hub.load_state_dict_from_url(
             address, map_location="cpu", check_hash=True, weights_only=True
         )
-    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
-    return state
+    content: Any = torch.load(weights, map_location="cpu", weights_only=True)
+    return dict(content.get("state_dict", content))
 
 
 def origin(weights: str | None, address: str) -> str:
@@ -41,5 +45,5 @@ def loading(what: str, origin: str, way_out: str) -> Iterator[None]:
             f"refused to load {what} from {origin}: the file holds other things than tensors and "
             f"could run code. {way_out}"
         ) from None
-    except (OSError, EOFError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, EOFError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"cannot load {what} from {origin}: {error}. {way_out}") from error
