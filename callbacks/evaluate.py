@@ -21,7 +21,7 @@ from ditprune.callbacks.sources import (
 )
 from ditprune.catalogue import Catalogue
 from ditprune.distributed import on_first_rank, rank
-from ditprune.evaluation import Sampler, draw_samples
+from ditprune.evaluation import draw_samples
 from ditprune.measurement import Measured, measure_sets, measure_values, warn_of_few_images
 from ditprune.metrics import (
     FeatureExtractor,
@@ -33,6 +33,7 @@ from ditprune.metrics import (
 from ditprune.metrics.paired import ALWAYS, PairedMetric
 from ditprune.metrics.prompted import PromptMetric
 from ditprune.patience import explaining_timeouts
+from ditprune.pipeline_sampler import sampler_of
 from ditprune.reference import Reference, extract_reference
 from ditprune.results import Results, compare
 from ditprune.samples import Samples
@@ -98,15 +99,10 @@ class EvaluationCallback(BeforePruning):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that there is something to draw with, to draw, and to compare with."""
-        if not isinstance(pl_module, Sampler):
-            raise ValueError(
-                f"EvaluationCallback draws images with {type(pl_module).__name__}.sample("
-                "condition, generators), and there is none; see ditprune.evaluation.Sampler"
-            )
         source = source_of(trainer)
         if self.prompt_metrics:
             demand_prompts(source)
-        self.plan(trainer)
+        sampler_of(pl_module, self.plan(trainer))
         if self.metrics:
             demand_real_images(source, self.metrics)
         self._load_networks(pl_module)  # now, and not after the sampling
@@ -217,13 +213,12 @@ class EvaluationCallback(BeforePruning):
         dense: Mapping[int, Samples] | None = None,
     ) -> Mapping[int, Samples]:
         start = perf_counter()
-        assert isinstance(pl_module, Sampler)
         self._load_networks(pl_module)
         folder, plan = self._samples_folder(trainer), self.plan(trainer)
         extractor = self.extractor if self.metrics else None
         with evaluating(pl_module):
             samples = draw_samples(
-                pl_module,
+                sampler_of(pl_module, plan),
                 plan,
                 extractor,
                 folder,

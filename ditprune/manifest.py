@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.sampling_plan import SamplingPlan
@@ -95,12 +96,21 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return content
 
 
+@runtime_checkable
+class Weighty(Protocol):
+    """Whatever has weights: a module, for instance."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return them by name."""
+        ...
+
+
 def describe(sampler: object, plan: SamplingPlan, first: UInt8[Tensor, "b c h w"]) -> Manifest:
     """Return the manifest of what a sampler draws, whose first images are known."""
     prompts = json.dumps(list(plan.prompts)).encode()
     return Manifest(
         sampler=type(sampler).__name__,
-        weights=digest_of_weights(sampler) if isinstance(sampler, nn.Module) else "",
+        weights=digest_of_weights(sampler) if isinstance(sampler, Weighty) else "",
         conditions=sha256(plan.conditions.numpy().tobytes()),
         prompts=sha256(prompts) if plan.prompts else "",
         num_samples=len(plan.conditions),
@@ -111,10 +121,10 @@ def describe(sampler: object, plan: SamplingPlan, first: UInt8[Tensor, "b c h w"
     )
 
 
-def digest_of_weights(module: nn.Module) -> str:
+def digest_of_weights(holder: Weighty) -> str:
     """Return a digest of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in holder.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             content = value.detach().cpu().contiguous().flatten().view(torch.uint8)
