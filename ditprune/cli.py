@@ -27,6 +27,11 @@ WITHOUT_MODEL = {
     "prune-folder": prune_folder_by_file,
 }
 """What takes files alone, and no trainer."""
+EPILOG = (
+    "Without model and trainer, from files alone: "
+    + ", ".join(f"ditprune {verb}" for verb in WITHOUT_MODEL)
+    + "; each has a --help of its own."
+)
 
 
 class PruneTrainer(L.Trainer):
@@ -121,6 +126,7 @@ def main(args: list[str] | None = None) -> None:
             return
         PruneCLI(
             trainer_class=PruneTrainer,
+            parser_kwargs={"epilog": EPILOG},
             save_config_kwargs={"overwrite": True},
             args=["--dry_run=true" if a == "--dry-run" else a for a in arguments],
         )

@@ -45,7 +45,8 @@ class MaskSet:
     def hash(self) -> str:
         """Return a digest of names, shapes and bits: equal for equal masks, on any machine."""
         digest = hashlib.sha256()
-        for target, mask in sorted(self.masks.items(), key=lambda item: item[0].name):
+        for target in sorted(self.masks, key=lambda target: target.name):
+            mask = self.masks[target]  # one in memory at a time: they may be stored
             digest.update(f"{target.name}{tuple(mask.shape)}".encode())
             digest.update(pack_bits(mask).numpy().tobytes())
         return digest.hexdigest()

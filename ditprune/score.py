@@ -32,8 +32,8 @@ from ditprune.metrics import (
     InceptionV3,
     KernelInceptionDistance,
     PrecisionRecall,
-    paired_errors,
 )
+from ditprune.metrics.paired import ALWAYS, PairedMetric
 from ditprune.metrics.prompted import PromptMetric
 from ditprune.results import as_json, summaries_entry
 from ditprune.samples import joined
@@ -49,6 +49,7 @@ def score(
     results: Path | None = None,
     prompts: Path | None = None,
     prompt_metrics: Sequence[PromptMetric] = (),
+    paired_metrics: Sequence[PairedMetric] = (),
 ) -> dict[str, Any]:
     """Measure images from files.
 
@@ -63,6 +64,7 @@ def score(
         results: JSON file to write to.
         prompts: a text file with the prompt of each image on a line, in the order of the images.
         prompt_metrics: score each image with its own prompt.
+        paired_metrics: compare each image with the dense model's, beside MSE, PSNR and SSIM.
 
     Raises:
         ValueError: if images cannot be read, or have no partner or prompt.
@@ -75,7 +77,10 @@ def score(
     demand_reference(reference, metrics)
     words = read_words(prompts, images, prompt_metrics)
     warn_of_few_images(metrics, count_images(images))
-    drawn, values = look_at(images, dense, extractor, words, prompt_metrics)
+    if paired_metrics and dense is None:
+        raise ValueError("paired_metrics compare with the dense model's images: give them as dense")
+    pair_metrics = (*ALWAYS, *paired_metrics)
+    drawn, values = look_at(images, dense, extractor, words, prompt_metrics, pair_metrics)
     measured = measure([drawn], real_of(reference, drawn, extractor), metrics)
     per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
     means = {name: summary.mean for name, summary in per_image.items()}
@@ -85,6 +90,7 @@ def score(
         "num_images": len(drawn.pool),
         "num_reference": reference_size(reference),
         "features": extractor.name,
+        "protocols": [metric.protocol for metric in metrics],
         "metrics": {
             **{name: as_json(value) for name, [value] in measured.items()},
             **{name: as_json(value) for name, value in means.items()},
@@ -155,11 +161,14 @@ def look_at(
     extractor: FeatureExtractor,
     words: Sequence[str],
     prompt_metrics: Sequence[PromptMetric],
+    paired_metrics: Sequence[PairedMetric],
 ) -> tuple[Features, dict[str, Float64[np.ndarray, " n"]]]:
     """Return the features of all images, and what each has for itself; batch by batch."""
     features, values, start = [], [], 0
     for batch, partners in track(pairs(images, dense), "images"):
-        found = {} if partners is None else paired_errors(batch, partners)
+        found = {}
+        if partners is not None:
+            found = {metric.name: metric.compare(batch, partners) for metric in paired_metrics}
         for metric in prompt_metrics:
             found[metric.name] = metric.score(batch, words[start : start + len(batch)])
         features.append(extractor.extract(batch).tensors())

@@ -1,4 +1,6 @@
 import os
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ditprune import MaskSet, PruneTarget, Role
-from ditprune.masks import weight_matrix
+from ditprune.masks import StoredMasks, weight_matrix
 
 
 def target(name: str) -> PruneTarget:
@@ -130,3 +132,27 @@ def test_a_failed_save_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
         masks().save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["masks.safetensors"]
     assert load_file(path).keys() == {"a", "conv"}
+
+
+class Watched(StoredMasks):
+    """Counts how many of its masks somebody holds."""
+
+    held: ClassVar[list] = []
+    most = 0
+
+    def __getitem__(self, target):
+        mask = super().__getitem__(target)
+        Watched.held = [ref for ref in Watched.held if ref() is not None] + [weakref.ref(mask)]
+        Watched.most = max(Watched.most, len(Watched.held))
+        return mask
+
+
+def test_of_stored_masks_one_or_two_are_in_memory_at_a_time(tmp_path):
+    whole = MaskSet({target(f"layer{i}"): torch.rand(3, 8) < 0.5 for i in range(9)})
+    whole.save(tmp_path / "masks.safetensors")
+    stored = MaskSet(Watched([tmp_path / "masks.safetensors"]))
+    assert stored.hash() == whole.hash()
+    assert stored.sparsity() == whole.sparsity()
+    stored.save(tmp_path / "again.safetensors")
+    assert MaskSet.load(tmp_path / "again.safetensors").hash() == whole.hash()
+    assert 1 <= Watched.most <= 2  # the next one is read before a loop lets the last one go

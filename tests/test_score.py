@@ -16,6 +16,7 @@ from ditprune.metrics import (
     frechet_distance,
     paired_errors,
 )
+from ditprune.metrics.paired import PairedMetric
 from ditprune.score import score
 from ditprune.statistics_file import statistics
 from ditprune.zoo.digits import load_split
@@ -80,6 +81,27 @@ def test_images_without_partners_are_refused(folders):
             DigitsClassifier(),
             [FrechetDistance()],
         )
+
+
+class Darker(PairedMetric):
+    """How many pixels are darker."""
+
+    name = "darker"
+
+    def compare(self, images, others):
+        return (images < others).flatten(1).double().mean(1)
+
+
+def test_pairs_can_be_compared_by_other_metrics_too_if_there_are_some(folders, digits):
+    images, real = folders / "images", folders / "reference"
+    options = {"extractor": DigitsClassifier(), "metrics": [FrechetDistance()]}
+    dense = score(folders / "dense", real, images, paired_metrics=[Darker()], **options)
+    dark = (digits[:40].float() * 0.9).to(torch.uint8)
+    assert dense["metrics"]["darker"] == pytest.approx((dark < digits[:40]).double().mean().item())
+    assert "mse" in dense["metrics"]
+    assert dense["protocols"] == ["fid"]
+    with pytest.raises(ValueError, match="paired_metrics compare with the dense model's images"):
+        score(images, real, paired_metrics=[Darker()], **options)
 
 
 def test_equal_images_have_an_infinite_psnr_which_json_is_told_as_text(folders):
