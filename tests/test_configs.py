@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import yaml
+from family_contract import TIMESTEPS, randomized
+from test_families_flux import TestFlux as Contract
 
+import ditprune
 from ditprune.cli import main
+from ditprune.families import Batch
 
 PIPELINES = {
     "flux": tiny_pipelines.flux,
@@ -18,15 +22,17 @@ PIPELINES = {
     "sd3": tiny_pipelines.sd3,
 }
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+OF_RUNS = [path for path in CONFIGS if not path.stem.startswith("folder_")]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_first_line_is_the_command(path):
-    verb = {"train": "fit", "study": "study"}.get(path.stem.split("_")[0], "prune")
+    verbs = {"train": "fit", "study": "study", "folder": "prune-folder"}
+    verb = verbs.get(path.stem.split("_")[0], "prune")
     assert path.read_text().splitlines()[0] == f"# ditprune {verb} --config configs/{path.name}"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
     """With the smallest numbers, most on the smallest model, and output below tmp_path."""
     monkeypatch.chdir(tmp_path)
@@ -38,11 +44,17 @@ def test_it_runs(path, tmp_path, monkeypatch, tiny_dit, scheduler):
             callback["init_args"]["importance"]["init_args"].update(num_trajectories=2, num_steps=2)
         if callback["class_path"].endswith("StudyCallback"):
             shrink_study(callback["init_args"])
+            if path.stem == "study_shapes":
+                few = {"include": r"^single_transformer_blocks\.0\."}
+                callback["init_args"]["family"] = {
+                    "class_path": "ditprune.families.Flux",
+                    "init_args": few,
+                }
     if path.stem.startswith("train_"):
         content["trainer"].update(max_steps=2, max_epochs=1)
         if path.stem.startswith("train_shapes_"):
             shrink_shapes(content, tmp_path)
-    elif path.stem == "shapes_flux":  # on the model that it names
+    elif path.stem in ("shapes_flux", "study_shapes"):  # on the model that they name
         content["model"]["init_args"]["num_inference_steps"] = 2
         content["data"]["init_args"].update(num_evaluation_pictures=12, num_calibration_samples=4)
     elif path.stem.split("_")[0] in PIPELINES:
@@ -155,3 +167,17 @@ def test_all_that_it_names_is_there_as_it_stands(path, tmp_path, monkeypatch, ca
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     main(["prune", "--config", "config.yaml", "--dry-run"])
     assert "weights go (50.00%); whole model:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_is_pruned(tmp_path, monkeypatch):
+    """FLUX's, as small as can be, with samples from a file."""
+    monkeypatch.chdir(tmp_path)
+    path = next(path for path in CONFIGS if path.stem == "folder_flux_dev")
+    content = yaml.safe_load(path.read_text())
+    contract = Contract()
+    randomized(contract.build()).save_pretrained(content["source"])
+    batch = Batch(contract.latents(), TIMESTEPS, contract.condition(), TIMESTEPS / 1000)
+    ditprune.save_batches(content["samples"], [batch])
+    main(["prune-folder", "--config", str(path)])
+    masks = ditprune.MaskSet.load(Path(content["destination"]) / "masks.safetensors")
+    assert masks.sparsity() == pytest.approx(0.5, abs=1e-3)
