@@ -104,12 +104,19 @@ def catalogue_of(source: EvaluationSource) -> Catalogue | None:
 
 
 def demand_real_images(source: EvaluationSource, metrics: Sequence[FeatureMetric]) -> None:
-    """Raise a ValueError if metrics need real images, and there are statistics alone."""
-    first = next(iter(source.reference_dataloader()), None)
-    if first is None and statistics_of(source) is not None and (needy := needing_images(metrics)):
+    """Raise a ValueError if there is nothing to compare with, or not what metrics need."""
+    if next(iter(source.reference_dataloader()), None) is not None:
+        return
+    statistics, needy = statistics_of(source), needing_images(metrics)
+    if statistics is None:
         raise ValueError(
-            f"{statistics_of(source)} holds statistics and no images, which {', '.join(needy)} "
-            "compare with: give the datamodule images, or leave those metrics out"
+            "there are no real images to compare with: the datamodule's reference_dataloader() is "
+            "empty"
+        )
+    if needy:
+        raise ValueError(
+            f"{statistics} holds statistics and no images, which {', '.join(needy)} compare with: "
+            "give the datamodule images, or leave those metrics out"
         )
 
 

@@ -26,8 +26,8 @@ class LabelDataModule(TrajectoryDataModule):
         Args:
             num_classes: of the model; ImageNet's are 1,000.
             num_calibration_samples: points of sampling trajectories to calibrate with.
-            reference_images: folder of real images to compare with, or an npz of ADM's evaluator;
-                None where no metric compares with any.
+            reference_images: folder of real images to compare with; or an npz of ADM's evaluator,
+                to whose statistics Frechet distances are measured; None where no metric compares.
             seed: of the order of classes, and of all calibration samples.
 
         Raises:

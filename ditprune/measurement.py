@@ -105,10 +105,10 @@ def measure_sets(
 
 
 def measure_by_category(drawn: Features, real: Features, catalogue: Catalogue) -> Measured:
-    """Return the FID of every category by itself, as `fid/animals`, where it has two images."""
+    """Return the FID of each of several categories, as `fid/animals`, where it has two images."""
     theirs, ours = catalogue.members(), catalogue.members(len(drawn.pool))
     measured: Measured = {}
-    for name, places in theirs.items():
+    for name, places in theirs.items() if len(theirs) > 1 else ():
         if len(places) > 1 and len(ours.get(name, ())) > 1:
             with all_cores():
                 distance = frechet_distance(drawn.pool[ours[name]], real.pool[places])

@@ -74,6 +74,18 @@ def test_statistics_alone_do_not_do_for_metrics_of_images_and_that_is_said_at_on
     assert not (tmp_path / "samples").exists()
 
 
+def test_without_images_and_statistics_there_is_nothing_to_compare_with_and_that_is_said_at_once(
+    tiny_dit, scheduler, tmp_path
+):
+    class Empty(Data):
+        def reference_dataloader(self):
+            return iter(())
+
+    with pytest.raises(ValueError, match=r"no real images .* reference_dataloader\(\) is empty"):
+        trainer(tmp_path, [evaluation()]).validate(Project(tiny_dit), datamodule=Empty(scheduler))
+    assert not (tmp_path / "samples").exists()
+
+
 class Zoo(Data):
     """Twenty images of three categories, of which one has a single image among those drawn."""
 
@@ -100,6 +112,15 @@ def test_the_fid_of_every_category_is_that_of_its_images_alone(tiny_dit, schedul
                 drawn[number:18:2], theirs.mean(0), np.cov(theirs, rowvar=False)
             )
             assert values[f"fid/{kind}"] == [pytest.approx(expected, rel=1e-4, abs=1e-3)]
+
+
+def test_a_single_category_is_not_told_twice(tiny_dit, scheduler, tmp_path):
+    class Cats(Zoo):
+        catalogue = Catalogue("cats", [f"{i:02d}" for i in range(20)], ["cats"] * 20)
+
+    measured = evaluation()
+    trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Cats(scheduler))
+    assert measured.dense.keys() == {"fid"}
 
 
 def test_which_images_of_a_data_set_were_compared_with_is_written_beside(
