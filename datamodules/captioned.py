@@ -1,7 +1,6 @@
 """Captioned images: prompts to draw for, and what others drew or photographed for the same."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,19 +63,12 @@ class CaptionedImages(PromptedDataModule):
         ordered = sorted(entries, key=lambda entry: entry.id)
         order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(seed))
         shuffled = [ordered[i] for i in order.tolist()]
-        self.name = name
         self.side = side
         self.entries = shuffled[:num_images]
         self.spare = [*shuffled[num_images:], *reversed(self.entries)]
         self.prompts = [entry.prompt for entry in self.entries]
+        self.catalogue = catalogue_of(name, self.entries)
         demand_files(self.entries)
-
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """Which images were chosen, in order."""
-        categories = [entry.category for entry in self.entries]
-        ids = [entry.id for entry in self.entries]
-        return Catalogue(self.name, ids, categories if any(categories) else ())
 
     def calibration_conditions(self) -> list[str]:
         """Return captions of images that are not compared with, while there are enough."""
@@ -91,7 +83,8 @@ class CaptionedImages(PromptedDataModule):
         if num_samples > len(self.prompts):
             raise ValueError(
                 f"EvaluationCallback draws num_samples={num_samples} images, and the datamodule "
-                f"has chosen num_images={len(self.prompts)} of {self.name}: give both one number"
+                f"has chosen num_images={len(self.prompts)} of {self.catalogue.name}: give both "
+                "one number"
             )
         return torch.arange(num_samples)
 
@@ -104,9 +97,17 @@ class CaptionedImages(PromptedDataModule):
             with opened(entry.image) as image:
                 colours = image.convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"cannot read image {entry.id} of {self.name}: {error}") from error
+            raise ValueError(
+                f"cannot read image {entry.id} of {self.catalogue.name}: {error}"
+            ) from error
         cut = colours if self.side is None else square(colours, self.side)
         return pil_to_tensor(cut).unsqueeze(0)
+
+
+def catalogue_of(name: str, entries: Sequence[Entry]) -> Catalogue:
+    """Return which entries of a data set there are."""
+    categories = [entry.category for entry in entries]
+    return Catalogue(name, [entry.id for entry in entries], categories if any(categories) else ())
 
 
 def opened(image: Path | Callable[[], Image.Image]) -> Image.Image:
