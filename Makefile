@@ -28,9 +28,13 @@ types: .venv/installed  ## check types, of the package as it is installed
 
 check: lint types test  ## lint, types and tests
 
-zoo: .venv/installed  ## train the embedded models anew (about half an hour on two cores)
+zoo: .venv/installed  ## train the embedded models anew (digits about half an hour on two cores, shapes hours)
 	$(RUN) ditprune fit --config configs/train_digits_classifier.yaml
 	$(RUN) ditprune fit --config configs/train_digits.yaml
+	$(RUN) ditprune fit --config configs/train_shapes_reader.yaml
+	$(RUN) ditprune fit --config configs/train_shapes_clip.yaml
+	$(RUN) ditprune fit --config configs/train_shapes_vae.yaml
+	$(RUN) ditprune fit --config configs/train_shapes_flux.yaml
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'ditprune needs Python 3.10 or newer: make PYTHON=python3.12 ...')"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -70,7 +70,7 @@ class DigitsClassifier(Frozen, FeatureExtractor):
 
     def load(self) -> DigitClassifier:
         """Return the classifier."""
-        return load_digits_classifier(self.weights)
+        return load_shipped(DigitClassifier, self.weights, "the digits classifier")
 
     @cached_property
     def name(self) -> str:
@@ -90,20 +90,23 @@ class DigitsClassifier(Frozen, FeatureExtractor):
         return Features(pool.cpu(), logits.cpu())
 
 
-def load_digits_classifier(path: Path) -> DigitClassifier:
-    """Return the classifier whose weights are in a safetensors file.
+Shipped = TypeVar("Shipped", bound=nn.Module)
+
+
+def load_shipped(kind: type[Shipped], path: Path, what: str) -> Shipped:
+    """Return a network of the zoo, whose weights are in a safetensors file.
 
     Raises:
         ValueError: if the file is missing, cut off, or holds another network's weights.
     """
     try:
         with building():
-            network = DigitClassifier()
+            network = kind()
             network.load_state_dict(load_file(path))
             return network.eval()
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(
-            f"cannot load the digits classifier from {path}: {error}. The file ships with the "
+            f"cannot load {what} from {path}: {error}. The file ships with the "
             "package; reinstall it, or give the path of an intact copy as weights=."
         ) from error
 

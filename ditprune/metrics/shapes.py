@@ -6,14 +6,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ditprune.metrics.features import (
     FeatureExtractor,
     Features,
-    building,
+    load_shipped,
     measuring,
     weights_hash,
 )
@@ -39,7 +37,7 @@ class ShapesClassifier(Frozen, FeatureExtractor):
 
     def load(self) -> ShapesReader:
         """Return the reader."""
-        return load_reader(self.weights)
+        return load_shipped(ShapesReader, self.weights, "the reader of shapes")
 
     @cached_property
     def name(self) -> str:
@@ -97,21 +95,3 @@ class AttributeAccuracy(PromptMetric):
         """Move the network, and return the metric."""
         self.classifier.to(device)
         return self
-
-
-def load_reader(path: Path) -> ShapesReader:
-    """Return the reader whose weights are in a safetensors file.
-
-    Raises:
-        ValueError: if the file is missing, cut off, or holds another network's weights.
-    """
-    try:
-        with building():
-            network = ShapesReader()
-            network.load_state_dict(load_file(path))
-            return network.eval()
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"cannot load the reader of shapes from {path}: {error}. The file ships with the "
-            "package; reinstall it, or give the path of an intact copy as weights=."
-        ) from error
