@@ -1,15 +1,20 @@
 import hashlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_model
 
+from ditprune.datamodules import ShapesDataModule
 from ditprune.evaluation import SamplingPlan, draw_samples
-from ditprune.lit import DenoiserModule
-from ditprune.metrics import DigitsClassifier
+from ditprune.lit import DenoiserModule, PipelineModule
+from ditprune.metrics import AttributeAccuracy, DigitsClassifier
 from ditprune.zoo import load_pretrained
 from ditprune.zoo.digits import DigitClassifier, load_split
 from ditprune.zoo.pretrained import ZOO, zoo_names
+from ditprune.zoo.shapes import captions
 
 
 def test_everyone_gets_the_same_split_with_all_classes_in_both_parts():
@@ -37,6 +42,22 @@ def test_the_dense_model_draws_the_digit_that_is_asked_for(tmp_path):
     drawn = draw_samples(module, plan, DigitsClassifier(), tmp_path, "dense")[0]
     read = drawn.features.logits.argmax(1)
     assert (read == plan.conditions).float().mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_shapes_flux_draws_what_captions_say_that_it_was_not_trained_on(tmp_path):
+    """With the settings of its configuration."""
+    config = Path(__file__).parent.parent / "configs" / "shapes_flux.yaml"
+    module = PipelineModule.from_pretrained(
+        **yaml.safe_load(config.read_text())["model"]["init_args"]
+    )
+    module.eval().trainer = SimpleNamespace(datamodule=ShapesDataModule())
+    data = module.trainer.datamodule
+    plan = SamplingPlan(data.evaluation_conditions(500), (0,), 50, data.evaluation_prompts(500))
+    assert set(plan.prompts) <= set(captions(held_out=True))
+    accuracy = AttributeAccuracy()
+    drawn = draw_samples(module, plan, None, tmp_path, "dense", [accuracy])[0]
+    assert drawn.values()[accuracy.name].mean() >= 85
 
 
 def test_the_zoo_is_found_by_name():
