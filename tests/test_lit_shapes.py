@@ -1,5 +1,9 @@
 """What trained shapes-flux: that it trains what its pipeline then draws with."""
 
+import ast
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import FluxPipeline
@@ -14,6 +18,7 @@ from ditprune.lit.shapes import (
     TextToImageModule,
     shifted,
 )
+from ditprune.metrics import ClipScore
 from ditprune.zoo.pretrained import locate
 from ditprune.zoo.shapes import Latents, Pictures
 
@@ -140,3 +145,15 @@ def test_a_few_steps_lower_the_loss(make, pictures):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_it_reads_with_the_tokenizer_that_its_clip_was_trained_with(module):
+    judge = ClipScore("shapes-judges/clip").tokenizer
+    assert module.pipeline.tokenizer.get_vocab() == judge.get_vocab()
+
+
+def test_tokens_have_the_same_numbers_in_every_process():
+    code = "from ditprune.zoo.shapes_parts import clip_tokenizer as t; print(t().get_vocab())"
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, check=True).stdout for _ in range(2)]
+    assert ast.literal_eval(runs[0].decode()) == ast.literal_eval(runs[1].decode())

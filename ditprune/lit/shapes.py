@@ -213,7 +213,7 @@ class TextToImageModule(OneCycle):
             flow_scheduler(),
             self.vae,
             self.text_encoder,
-            clip_tokenizer(),
+            CLIPTokenizer.from_pretrained(locate(clip)),
             self.text_encoder_2,
             t5_tokenizer(),
             self.transformer,

@@ -26,18 +26,20 @@ TEXT_LENGTH = 16
 """Tokens that the text encoders take: the longest caption has eleven."""
 WORDS = sorted({*" ".join(("a", *SIZES, *COLOURS, *SHAPES, *RELATIONS)).split()})
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+END_OF_WORD = "</w>"
 ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def clip_tokenizer() -> CLIPTokenizer:
     """Return byte pairs that know every word of the captions, and letters for all others."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
-        end_of_word_suffix="</w>",
+        end_of_word_suffix=END_OF_WORD,
         initial_alphabet=LETTERS,
-        special_tokens=list(ENDS),
+        # Last letters too, or chance would number them anew in every process.
+        special_tokens=[*ENDS, *(letter + END_OF_WORD for letter in LETTERS)],
         show_progress=False,
     )
     tokenizer.train_from_iterator([*WORDS, *LETTERS], trainer)
