@@ -12,7 +12,9 @@ from pathlib import Path
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write; it becomes `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")[1])
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)  # whoever writes opens it by its name
+    draft = Path(name)
     try:
         yield draft
         draft.chmod(0o666 & ~current_umask())

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from ditprune.atomic import demand_writable, writing, writing_folder
@@ -9,6 +11,17 @@ def test_a_file_is_there_only_when_its_block_has_ended_well(tmp_path):
         draft.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
+
+
+def test_no_file_is_left_open(tmp_path):
+    """A process may open a thousand or so, and an evaluation writes one for each image."""
+    before = len(os.listdir("/dev/fd"))
+    for number in range(20):
+        with writing(tmp_path / str(number)) as draft:
+            draft.touch()
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "interrupted"):
+        raise KeyboardInterrupt
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_an_interrupted_folder_leaves_the_old_one(tmp_path):
