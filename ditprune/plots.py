@@ -216,7 +216,7 @@ def study_figures(report: StudyReport) -> Iterator[tuple[str, Figure]]:
 def save_curves(report: StudyReport, folder: Path) -> None:
     """Write a PNG for each figure."""
     for name, figure in study_figures(report):
-        save(figure, folder / f"{name}.png")
+        save(figure, folder / f"{name.replace('/', '-')}.png")
 
 
 def save_importance_figure(importance: Mapping[PruneTarget, Importance], folder: Path) -> None:

@@ -247,3 +247,10 @@ def test_figures_of_image_errors_are_written_where_they_say_something(balances, 
     report = replace(study_of(2, mse=lambda number, place: 1.0 + place), balances=balances)
     save_curves(report, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.png")} == figures | {"mse", "prediction"}
+
+
+def test_a_metric_whose_name_has_slashes_is_written_beside_the_others(tmp_path):
+    report = study_of(2)
+    named = [replace(x, metrics={"clip_score/clip/x100": [1.0]}) for x in report.results]
+    save_curves(replace(report, results=named), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip_score-clip-x100.png"]
