@@ -14,6 +14,7 @@ from ditprune.atomic import demand_writable
 from ditprune.callbacks import GranularityCallback, PruneCallback, StudyCallback
 from ditprune.callbacks.lookup import demand_callback, run_folder
 from ditprune.convert import convert
+from ditprune.distributed import leave_group
 from ditprune.folder import prune_folder_by_file
 from ditprune.layers import target_weights
 from ditprune.plan import layer_table, plan
@@ -130,6 +131,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=["--dry_run=true" if a == "--dry-run" else a for a in arguments],
         )
+        leave_group()
     except ValueError as error:
         ours = written_for_user(error)
         if ours is None:

@@ -18,6 +18,15 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def leave_group() -> None:
+    """Leave the process group, if there is one: its threads must end before the interpreter does.
+
+    Lightning leaves that to the end of the process, which now and then it then aborts.
+    """
+    if is_distributed():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """Return the index of this process."""
     return dist.get_rank() if is_distributed() else 0

@@ -19,6 +19,7 @@ from pathlib import Path
 import lightning as L
 sys.path.insert(0, {tests!r})
 from conftest import *
+from ditprune.distributed import leave_group
 from lightning_project import Data, Project, pruning, trainer
 from ditprune.zoo import load_pretrained
 pretrained = load_pretrained("digits-dit")
@@ -29,6 +30,7 @@ run.fit(project, datamodule=Data(pretrained.scheduler, num_calibration_samples=5
 wrapped = type(run.strategy.model).__name__
 result = [wrapped, len(run.optimizers), callbacks[1].masks.hash()]
 Path({root!r}, f"result-{{sys.argv[1]}}-{{run.global_rank}}.json").write_text(json.dumps(result))
+leave_group()
 """
 
 PRUNE = """
@@ -43,6 +45,7 @@ sys.path.insert(0, {tests!r})
 import conftest
 import test_study
 import ditprune
+from ditprune.distributed import leave_group
 from ditprune.families import DiT
 from ditprune.importance import TrajectoryImportance
 from ditprune.repair import KroneckerADMM
@@ -80,8 +83,7 @@ bench = Bench(model, DiT(), scheduler, lambda seed: batches, measure, "", folder
 for result in run(Study(recipes, (0.6,), seeds=(0,)), bench):
     results["study of " + result.method] = [result.mask_hash, result.metrics["weights"]]
 (root / f"result-{{count}}-{{rank}}.json").write_text(json.dumps(results))
-if count > 1:
-    dist.destroy_process_group()  # its threads must end before the interpreter does
+leave_group()
 """
 
 

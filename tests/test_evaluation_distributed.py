@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import conftest
 from lightning_project import Project, evaluation, pruning, trainer
+from ditprune.distributed import leave_group
 from toy_prompts import Lengths, PromptedData
 root, count = Path({root!r}), int(os.environ["WORLD_SIZE"])
 
@@ -40,6 +41,7 @@ EVERYTHING = (
 for num_samples in (1, 7, 10):
     for chunk_size in (1, 4):
         validate(root / f"{{num_samples}}-{{chunk_size}}" / str(count), num_samples, chunk_size)
+leave_group()
 """
 )
 
@@ -64,6 +66,7 @@ RESUMED = (
     SETUP
     + """
 validate(root / "10-4" / "resumed", 10, 4)
+leave_group()
 """
 )
 

@@ -83,6 +83,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 sys.path.insert(0, {tests!r})
 from tiny_pipelines import PROMPTS, options_of, pipeline_of
+from ditprune.distributed import leave_group
 from ditprune.families import SD3
 from ditprune.points import TrajectoryPoints
 from ditprune.prompt_cache import encode_once
@@ -96,8 +97,7 @@ found = encode_once(folder, pipeline, SD3(), PROMPTS, guided=True, **options_of(
 points = TrajectoryPoints(pipeline.transformer, SD3(), found, 3.0, num_samples=5).reach()
 latents = {{str(i): batch.latents for i, batch in enumerate(points)}}
 save_file(latents, root / f"{{count}}-{{rank}}.safetensors")
-if count > 1:
-    dist.destroy_process_group()  # its threads must end before the interpreter does
+leave_group()
 """
 
 
