@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditprune.catalogue import Catalogue
 from ditprune.families import Batch
-from ditprune.measurement import needing_images
+from ditprune.measurement import demand_statistics_do
 from ditprune.metrics import FeatureMetric
 from ditprune.sampling_plan import SamplingPlan
 
@@ -107,17 +107,13 @@ def demand_real_images(source: EvaluationSource, metrics: Sequence[FeatureMetric
     """Raise a ValueError if there is nothing to compare with, or not what metrics need."""
     if next(iter(source.reference_dataloader()), None) is not None:
         return
-    statistics, needy = statistics_of(source), needing_images(metrics)
+    statistics = statistics_of(source)
     if statistics is None:
         raise ValueError(
             "there are no real images to compare with: the datamodule's reference_dataloader() is "
             "empty"
         )
-    if needy:
-        raise ValueError(
-            f"{statistics} holds statistics and no images, which {', '.join(needy)} compare with: "
-            "give the datamodule images, or leave those metrics out"
-        )
+    demand_statistics_do(statistics, metrics)
 
 
 def demand_prompts(source: EvaluationSource) -> None:

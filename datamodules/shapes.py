@@ -43,12 +43,9 @@ class ShapesDataModule(PromptDataModule):
             seed: of all that captions leave open, and of all calibration samples.
         """
         trained, held_out = captions(held_out=False), captions(held_out=True)
-        super().__init__(
-            [*trained[:num_calibration_samples], *held_out[:num_evaluation_pictures]],
-            num_calibration_samples=num_calibration_samples,
-            seed=seed,
-        )
-        self.prompts = [*trained[:num_calibration_samples], *held_out[:num_evaluation_pictures]]
+        texts = [*trained[:num_calibration_samples], *held_out[:num_evaluation_pictures]]
+        super().__init__(texts, num_calibration_samples=num_calibration_samples, seed=seed)
+        self.prompts = texts  # not shuffled: trained ones are calibrated with, and come first
         self.num_training_pictures = num_training_pictures
         self.num_evaluation_pictures = num_evaluation_pictures
         self.batch_size = batch_size

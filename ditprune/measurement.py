@@ -3,6 +3,7 @@
 import logging
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import UInt8
@@ -50,9 +51,14 @@ class Real(NamedTuple):
         return self.features
 
 
-def needing_images(metrics: Iterable[FeatureMetric]) -> list[str]:
-    """Return the names of metrics for which statistics of real images do not do."""
-    return [type(m).__name__ for m in metrics if not isinstance(m, (*BIASED, *ALONE))]
+def demand_statistics_do(statistics: Path, metrics: Iterable[FeatureMetric]) -> None:
+    """Raise a ValueError if some metrics need real images, and there are only statistics."""
+    needy = [type(m).__name__ for m in metrics if not isinstance(m, (*BIASED, *ALONE))]
+    if needy:
+        raise ValueError(
+            f"{statistics} holds statistics and no images, which {', '.join(needy)} compare with: "
+            "give the images, or leave them out"
+        )
 
 
 def warn_of_few_images(metrics: Iterable[FeatureMetric], num_images: int) -> None:

@@ -17,9 +17,9 @@ from ditprune.bootstrap import Summary, summarize
 from ditprune.image_files import count_images, demand_any_order, read_images
 from ditprune.measurement import (
     Real,
+    demand_statistics_do,
     extract_all,
     measure,
-    needing_images,
     warn_of_few_images,
 )
 from ditprune.metrics import (
@@ -74,7 +74,8 @@ def score(
         metrics = default_metrics(reference)
     if any(isinstance(metric, ADMInceptionScore) for metric in metrics):
         demand_any_order(images)
-    demand_reference(reference, metrics)
+    if not holds_images(reference):
+        demand_statistics_do(reference, metrics)
     words = read_words(prompts, images, prompt_metrics)
     warn_of_few_images(metrics, count_images(images))
     if paired_metrics and dense is None:
@@ -110,17 +111,6 @@ def default_metrics(reference: Path) -> list[FeatureMetric]:
     if holds_images(reference):
         metrics += [KernelInceptionDistance(), PrecisionRecall()]
     return metrics
-
-
-def demand_reference(reference: Path, metrics: Sequence[FeatureMetric]) -> None:
-    """Raise a ValueError if some metrics need real images, and there are only statistics."""
-    if holds_images(reference):
-        return
-    if needy := needing_images(metrics):
-        raise ValueError(
-            f"{reference} holds statistics and no images, which {', '.join(needy)} compare with: "
-            "give the images, or leave them out"
-        )
 
 
 def reference_size(reference: Path) -> int:
