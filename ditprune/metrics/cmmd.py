@@ -5,7 +5,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.kernel import kernel_mean, kernel_sum_within, squared_distances
+from ditprune.metrics.kernel import kernel_mean, kernel_sum_of_pairs, squared_distances
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -34,8 +34,13 @@ def cmmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64[Tensor, ""
     (https://github.com/google-research/google-research/tree/master/cmmd, distance.py).
     """
     x, y = (torch.nn.functional.normalize(set_.double()) for set_ in (x, y))
-    within = [kernel_sum_within(gaussian_kernel, set_) / len(set_) ** 2 for set_ in (x, y)]
-    return SCALE * (sum(within) - 2 * kernel_mean(gaussian_kernel, x, y))
+    across = kernel_mean(gaussian_kernel, x, y)
+    return SCALE * (mean_with_itself(x) + mean_with_itself(y) - 2 * across)
+
+
+def mean_with_itself(x: Float64[Tensor, "n d"]) -> Float64[Tensor, ""]:
+    """Return the mean of k(x_i, x_j) over all i and j; k(x_i, x_i) is 1."""
+    return (kernel_sum_of_pairs(gaussian_kernel, x) + len(x)) / len(x) ** 2
 
 
 def gaussian_kernel(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
