@@ -3,14 +3,16 @@
 The digits are drawn once plainly and once with all that evaluation does: features, hashes, PNGs,
 shards and metrics; they take turns, and a ratio is the evaluation's time over the plain one's.
 `--memory` draws 50,000 images of 3 x 32 x 32 by a fake sampler, with features as wide as
-Inception's, and prints how much the peak of the resident memory grew beside their sizes.
+Inception's, compares them with 10,000 others, and prints how much memory each step took.
 """
 
 import argparse
-import resource
 import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,7 +30,9 @@ from ditprune.metrics import (
     Features,
     FrechetDistance,
     InceptionScore,
+    KernelInceptionDistance,
     PrecisionRecall,
+    SpatialFrechetDistance,
 )
 from ditprune.zoo.digits import load_split
 
@@ -87,26 +91,55 @@ def overhead(num_samples: int, num_rounds: int) -> None:
     print(f"median ratio {statistics.median(ratios):.3f}, {num_samples} images")
 
 
-def peak() -> float:
-    """Return the peak resident memory in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+@contextmanager
+def grown(title: str) -> Iterator[None]:
+    """Print by how much the process' own memory, which no file holds, grew at most meanwhile."""
+    before, peak, done = own_memory(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    yield
+    done.set()
+    watcher.join()
+    print(f"{title}: {peak - before:.0f} MiB more, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def own_memory() -> float:
+    """Return the MiB in memory that no file holds; Linux tells them."""
+    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x]
+    return int(line.split()[1]) / 2**10
 
 
 def memory(num_samples: int) -> None:
-    """Print how much the peak of the memory grew in drawing, and in reading features back."""
+    """Print how much the memory grew in drawing, and in comparing sets by each metric."""
+    metrics = [
+        FrechetDistance(),
+        SpatialFrechetDistance(),
+        InceptionScore(),
+        KernelInceptionDistance(num_subsets=100),
+        PrecisionRecall(),
+    ]
     plan = SamplingPlan(torch.zeros(num_samples, dtype=torch.long))
+    others = SamplingPlan(torch.zeros(10_000, dtype=torch.long), seeds=(1,))
     with tempfile.TemporaryDirectory() as folder:
-        draw_samples(Noise(), SamplingPlan(plan.conditions[:200]), Wide(), Path(folder), "warm-up")
-        before = peak()
-        dense = draw_samples(Noise(), plan, Wide(), Path(folder), "noise")
-        draw_samples(Noise(), plan, Wide(), Path(folder), "pairs", dense=dense)
-        drawing = peak()
-        features = dense[0].features
-        reading = peak()
+        [real] = draw_samples(Noise(), others, Wide(), Path(folder), "real").values()
+        reference = Real(real.features)
+        with grown(f"drawing {num_samples} images and pairing them"):
+            dense = draw_samples(Noise(), plan, Wide(), Path(folder), "noise")
+            draw_samples(Noise(), plan, Wide(), Path(folder), "pairs", dense=dense)
+        with grown("reading their features"):
+            features = dense[0].features
+        for metric in metrics:
+            with grown(metric.protocol):
+                measure([features], reference, [metric])
     size = sum(x.numel() * 4 for x in features.tensors().values()) / 2**20
-    print(f"{num_samples} images, {num_samples * 3 * 32 * 32 / 2**20:.0f} MiB of pixels")
-    print(f"peak grew by {drawing - before:.0f} MiB in drawing and pairing")
-    print(f"by {reading - drawing:.0f} MiB more for {size:.0f} MiB of features at once")
+    print(f"the features take {size:.0f} MiB, the pixels {num_samples * 3 * 32 * 32 / 2**20:.0f}")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ditprune.catalogue import Catalogue
 from ditprune.distributed import all_cores
+from ditprune.joined import mapped
 from ditprune.metrics import (
     ADMInceptionScore,
     FeatureExtractor,
@@ -21,7 +22,7 @@ from ditprune.metrics import (
     SpatialFrechetDistance,
     frechet_distance,
 )
-from ditprune.samples import Samples, joined
+from ditprune.samples import Samples
 
 log = logging.getLogger(__name__)
 
@@ -138,4 +139,4 @@ def extract_all(
     batches: Iterable[UInt8[Tensor, "b c h w"]], extractor: FeatureExtractor
 ) -> Features:
     """Return the features of all images of a loader."""
-    return Features(**joined([extractor.extract(images).tensors() for images in batches]))
+    return Features(**mapped(extractor.extract(images).tensors() for images in batches))

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from ditprune.atomic import writing
 from ditprune.distributed import barrier, on_first_rank, share_of_rank
 from ditprune.identity import Images, Source, identify
+from ditprune.joined import mapped
 from ditprune.measurement import Real
 from ditprune.meters import rows
 from ditprune.metrics import FeatureExtractor, Features
-from ditprune.samples import joined
 from ditprune.statistics_file import load_statistics
 
 ABOUT = "features of real images that ditprune compared with; without them they are extracted anew"
@@ -47,7 +47,7 @@ class Reference(NamedTuple):
         """
         known = load_statistics(self.statistics, extractor) if self.statistics else None
         if self.files:
-            return Real(Features(**joined([load_file(path) for path in self.files])), known)
+            return Real(Features(**mapped(map(load_file, self.files))), known)
         assert known is not None
         return Real(known.none(), known)
 

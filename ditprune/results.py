@@ -12,8 +12,9 @@ from jaxtyping import Float64, Int64
 
 from ditprune.atomic import writing
 from ditprune.bootstrap import Summary, summarize
+from ditprune.joined import joined
 from ditprune.measurement import Measured
-from ditprune.samples import Samples, joined
+from ditprune.samples import Samples
 
 Summaries = dict[str, Summary]
 """Of numbers that are one of each image, by name."""

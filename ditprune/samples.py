@@ -1,7 +1,7 @@
 """Images that were drawn, and what was measured of each: on disk until they are asked for."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +11,7 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from ditprune.chunks import HASHES, read_columns, read_pictures
+from ditprune.joined import joined, mapped
 from ditprune.manifest import Manifest
 from ditprune.metrics import Features
 from ditprune.sampling_plan import Chunk
@@ -57,9 +58,9 @@ class Samples:
 
     @property
     def features(self) -> Features:
-        """The features of all images."""
+        """The features of all images, which need not fit into the memory either."""
         [key] = [key for key in self.measured if key.kind == "features"]
-        return Features(**self.columns(key.prefix))
+        return Features(**mapped(self._parts(key.prefix)))
 
     def values(self) -> dict[str, Float64[Tensor, " n"]]:
         """Return the numbers that every image has for itself, by name."""
@@ -72,11 +73,9 @@ class Samples:
 
     def columns(self, prefix: str) -> dict[str, Tensor]:
         """Return what is stored of all images under a prefix, which the names are freed of."""
-        digest = self.manifest.digest
-        parts = [read_columns(chunk, self.home, digest, prefix) for chunk in self.chunks]
-        return {name.removeprefix(prefix): whole for name, whole in joined(parts).items()}
+        return joined(list(self._parts(prefix)))
 
-
-def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of all parts, one part after the other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def _parts(self, prefix: str) -> Iterator[dict[str, Tensor]]:
+        for chunk in self.chunks:
+            columns = read_columns(chunk, self.home, self.manifest.digest, prefix)
+            yield {name.removeprefix(prefix): x for name, x in columns.items()}

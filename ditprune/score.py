@@ -15,6 +15,7 @@ from torch import Tensor
 from ditprune.atomic import writing
 from ditprune.bootstrap import Summary, summarize
 from ditprune.image_files import count_images, demand_any_order, read_images
+from ditprune.joined import joined, mapped
 from ditprune.measurement import (
     Real,
     demand_statistics_do,
@@ -36,7 +37,6 @@ from ditprune.metrics import (
 from ditprune.metrics.paired import ALWAYS, PairedMetric
 from ditprune.metrics.prompted import PromptMetric
 from ditprune.results import as_json, summaries_entry
-from ditprune.samples import joined
 from ditprune.statistics_file import holds_images, holds_statistics, load_statistics
 
 
@@ -154,17 +154,22 @@ def look_at(
     paired_metrics: Sequence[PairedMetric],
 ) -> tuple[Features, dict[str, Float64[np.ndarray, " n"]]]:
     """Return the features of all images, and what each has for itself; batch by batch."""
-    features, values, start = [], [], 0
-    for batch, partners in track(pairs(images, dense), "images"):
-        found = {}
-        if partners is not None:
-            found = {metric.name: metric.compare(batch, partners) for metric in paired_metrics}
-        for metric in prompt_metrics:
-            found[metric.name] = metric.score(batch, words[start : start + len(batch)])
-        features.append(extractor.extract(batch).tensors())
-        values.append(found)
-        start += len(batch)
-    return Features(**joined(features)), {name: x.numpy() for name, x in joined(values).items()}
+    values: list[dict[str, Tensor]] = []
+
+    def features() -> Iterator[dict[str, Tensor]]:
+        start = 0
+        for batch, partners in track(pairs(images, dense), "images"):
+            found = {}
+            if partners is not None:
+                found = {metric.name: metric.compare(batch, partners) for metric in paired_metrics}
+            for metric in prompt_metrics:
+                found[metric.name] = metric.score(batch, words[start : start + len(batch)])
+            values.append(found)
+            start += len(batch)
+            yield extractor.extract(batch).tensors()
+
+    seen = Features(**mapped(features()))
+    return seen, {name: x.numpy() for name, x in joined(values).items()}
 
 
 def pairs(

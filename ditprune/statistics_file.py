@@ -17,6 +17,7 @@ from ditprune.identity import identify
 from ditprune.image_files import read_images
 from ditprune.measurement import extract_all
 from ditprune.metrics import FeatureExtractor, Features, InceptionV3
+from ditprune.metrics.frechet import Spread, root_of
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Gaussian(NamedTuple):
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> "Gaussian":
         """Return that of a set; the covariance is the unbiased one."""
-        x = features.double()
-        return cls(x.mean(0), x.T.cov())
+        spread = Spread(features)
+        return cls(spread.mean, spread.covariance)
 
     def points(self, count: int) -> Float64[Tensor, "count d"]:
         """Return points of just this mean and covariance: those of a root, on both sides.
@@ -39,8 +40,7 @@ class Gaussian(NamedTuple):
         So a Frechet distance to statistics is one to features. There are at least twice as many
         as dimensions.
         """
-        values, vectors = torch.linalg.eigh(self.covariance)
-        root = (vectors * values.clamp(min=0).sqrt()).T * ((count - 1) / 2) ** 0.5
+        root = root_of(self.covariance) * ((count - 1) / 2) ** 0.5
         rest = torch.zeros(count - 2 * len(root), len(root), dtype=root.dtype)
         return self.mean + torch.cat([root, -root, rest])
 

@@ -44,5 +44,5 @@ def adm_inception_score(logits: Float[Tensor, "n c"], split_size: int = SPLIT_SI
             f"before them; draw a multiple of {split_size}",
             stacklevel=2,
         )
-    splits = logits.double().log_softmax(1).split(split_size)
+    splits = logits.split(split_size)
     return torch.stack([score_split(part) for part in splits]).mean().item()

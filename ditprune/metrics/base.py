@@ -107,7 +107,10 @@ def collect(batches: list[Tensor] | Tensor, which: str) -> Float[Tensor, "n d"]:
     Raises:
         ValueError: if there are no images in them.
     """
-    images = dim_zero_cat(batches) if len(batches) else torch.empty(0, 0)
+    if isinstance(batches, list) and len(batches) == 1:
+        images = batches[0]  # no copy of what may be large
+    else:
+        images = dim_zero_cat(batches) if len(batches) else torch.empty(0, 0)
     if len(images) == 0:
         raise ValueError(
             f"there are no {which} images to measure; update(generated, reference) must be given "

@@ -1,11 +1,16 @@
 """The Frechet distance between two sets of features (Heusel et al. 2017, arXiv 1706.08500)."""
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
 
+BLOCK_SIZE = 4096
+"""Images whose features are in memory in float64 at once."""
 STRIP = 256
 """Columns of a covariance that are multiplied out at once."""
 
@@ -37,58 +42,80 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float6
         raise ValueError(
             f"the Frechet distance needs two images in each set; got {len(x)} and {len(y)}"
         )
-    x, y = x.double(), y.double()
-    shift = (x.mean(0) - y.mean(0)).square().sum()
-    x, y = x - x.mean(0), y - y.mean(0)
-    spread = mean_square(x) + mean_square(y) - 2 * trace_of_root(x, y)
+    own, other = Spread(x), Spread(y)
+    shift = (own.mean - other.mean).square().sum()
+    spread = own.variance() + other.variance() - 2 * trace_of_root(own, other)
     # Zero from below is rounding: the Gaussians' distance is never negative.
     return (shift + spread).clamp(min=0)
 
 
-def mean_square(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, ""]:
-    """Return the trace of the covariance."""
-    return deviations.square().sum() / (len(deviations) - 1)
+def mean_of(features: Float[Tensor, "n d"]) -> Float64[Tensor, " d"]:
+    """Return the mean, in float64 and a block of images at a time."""
+    sums = [block.double().sum(0) for block in features.split(BLOCK_SIZE)]
+    return torch.stack(sums).sum(0) / len(features)
 
 
-def trace_of_root(x: Float64[Tensor, "n d"], y: Float64[Tensor, "m d"]) -> Float64[Tensor, ""]:
-    """Return Tr (S_x S_y)^1/2 of the covariances, given deviations from the means.
+class Spread:
+    """How features lie about their mean, in float64 and a block of images at a time."""
 
-    It is the nuclear norm of X Y^T, since both have the same non-zero spectrum; exact where
-    images are too few for covariances of full rank, and too large a matrix where they are many.
-    """
-    if min(len(x), len(y)) <= x.shape[1]:
-        norm: Tensor = torch.linalg.matrix_norm(x @ y.T, ord="nuc")
-        return norm / ((len(x) - 1) * (len(y) - 1)) ** 0.5
-    return trace_of_covariance_root(covariance(x), covariance(y))
+    def __init__(self, features: Float[Tensor, "n d"]) -> None:
+        """Find the mean."""
+        self.features = features
+        self.mean = mean_of(features)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether there are too few images for a covariance of full rank."""
+        return self.features.shape[0] <= self.features.shape[1]
+
+    def deviations(self) -> Iterator[Float64[Tensor, "b d"]]:
+        """Yield what the features are off the mean, block by block."""
+        return (block.double() - self.mean for block in self.features.split(BLOCK_SIZE))
+
+    def variance(self) -> Float64[Tensor, ""]:
+        """Return the trace of the covariance."""
+        if not self.is_flat:
+            return self.covariance.trace()
+        squares = torch.stack([block.square().sum() for block in self.deviations()])
+        return squares.sum() / (len(self.features) - 1)
+
+    @cached_property
+    def covariance(self) -> Float64[Tensor, "d d"]:
+        """The unbiased covariance; only half of it is multiplied out, for it is symmetric."""
+        products = self.mean.new_zeros(len(self.mean), len(self.mean))
+        for block in self.deviations():
+            for start in range(0, len(products), STRIP):
+                strip = slice(start, start + STRIP)
+                products[strip, start:].addmm_(block[:, strip].T, block[:, start:])
+        return (products.triu() + products.triu(1).T) / (len(self.features) - 1)
+
+    def root(self) -> Float64[Tensor, "k d"]:
+        """Return R such that R^T R is the covariance: of few images, the deviations."""
+        if self.is_flat:
+            return torch.cat(list(self.deviations())) / (len(self.features) - 1) ** 0.5
+        return root_of(self.covariance)
 
 
-def covariance(deviations: Float64[Tensor, "n d"]) -> Float64[Tensor, "d d"]:
-    """Return the covariance; it is symmetric, and so only half of it is multiplied out."""
-    products = deviations.new_empty(deviations.shape[1], deviations.shape[1])
-    for start in range(0, len(products), STRIP):
-        stop = start + STRIP
-        strip = deviations[:, start:stop].T @ deviations[:, start:]
-        products[start:stop, start:], products[start:, start:stop] = strip, strip.T
-    return products / (len(deviations) - 1)
-
-
-def trace_of_covariance_root(
-    x: Float64[Tensor, "d d"], y: Float64[Tensor, "d d"]
-) -> Float64[Tensor, ""]:
-    """Return Tr (S_x S_y)^1/2 = Tr (F^T S_y F)^1/2 with S_x = F F^T.
-
-    That matrix is symmetric, so that its eigenvalues are real, unlike those that rounding leaves
-    the product S_x S_y; and they are found several times as fast.
-    """
-    factor = factor_of(x)
-    squares: Tensor = torch.linalg.eigvalsh(factor.T @ y @ factor).clamp(min=0)
-    return squares.sqrt().sum()
-
-
-def factor_of(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
-    """Return F such that F F^T is the covariance."""
-    lower, singular = torch.linalg.cholesky_ex(covariance)
+def root_of(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    """Return R such that R^T R is the covariance."""
+    upper, singular = torch.linalg.cholesky_ex(covariance, upper=True)
     if not singular:
-        return lower
+        return upper
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    return (vectors * values.clamp(min=0).sqrt()).T
+
+
+def trace_of_root(x: Spread, y: Spread) -> Float64[Tensor, ""]:
+    """Return Tr (S_x S_y)^1/2 of the covariances.
+
+    With S = R^T R it is the nuclear norm of R_x R_y^T, since both have the same non-zero spectrum:
+    exact where covariances are not of full rank. Where they are, it is Tr (R_x S_y R_x^T)^1/2,
+    which is found in less time; that matrix is symmetric, so that its eigenvalues are real, unlike
+    those that rounding leaves the product S_x S_y.
+    """
+    if x.is_flat or y.is_flat:
+        norm: Tensor = torch.linalg.matrix_norm(x.root() @ y.root().T, ord="nuc")
+        return norm
+    root = x.root()
+    squares: Tensor = torch.linalg.eigvalsh(root @ y.covariance @ root.T).clamp(min=0)
+    return squares.sqrt().sum()

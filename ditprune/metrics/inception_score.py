@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
@@ -56,19 +56,20 @@ def inception_score(
     # The shuffle is drawn on the CPU, where it is the same for every device.
     generator = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(logits), generator=generator, device="cpu").to(logits.device)
-    log_p = logits.double().log_softmax(1)[order]
-    scores = torch.stack([score_split(part) for part in split_evenly(log_p, num_splits)])
+    parts = split_evenly(order, num_splits)
+    scores = torch.stack([score_split(logits[part]) for part in parts])
     return scores.mean().item(), scores.std(correction=0).item()
 
 
-def split_evenly(rows: Float64[Tensor, "n c"], num_splits: int) -> list[Float64[Tensor, "_ c"]]:
+def split_evenly(rows: Int64[Tensor, " n"], num_splits: int) -> list[Int64[Tensor, " _"]]:
     """Cut rows at floor(i n / num_splits)."""
     bounds = [i * len(rows) // num_splits for i in range(num_splits + 1)]
     return [rows[start:stop] for start, stop in pairwise(bounds)]
 
 
-def score_split(log_p: Float64[Tensor, "n c"]) -> Float64[Tensor, ""]:
+def score_split(logits: Float[Tensor, "n c"]) -> Float64[Tensor, ""]:
     """Return exp of the mean KL divergence of the images' classes from their average."""
+    log_p = logits.double().log_softmax(1)
     # The average is taken in the log domain: a class that no image may be has log 0 there.
     log_average = log_p.logsumexp(0) - math.log(len(log_p))
     return (log_p.exp() * (log_p - log_average)).sum(1).mean().exp()

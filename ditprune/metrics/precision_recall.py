@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
 from ditprune.metrics.features import without_tf32
+from ditprune.metrics.frechet import mean_of
 from ditprune.metrics.kernel import squared_distances
 from ditprune.metrics.products import products
 
-BLOCK_SIZE = 1024
-"""Rows of a matrix of pairs in memory at once: 0.2 GB beside 50,000 images."""
+BLOCK_SIZE = 512
+"""Rows of a matrix of pairs in memory at once: 0.1 GB beside 50,000 images."""
 
 SPARE = 2
 """Neighbours beyond those needed whose distance is measured, should rounding change the order."""
@@ -64,8 +65,8 @@ def precision_recall(
             f"{len(reference)} of reference"
         )
     with without_tf32():
-        origin = reference.double().mean(0)
-        own = (about(points, points.double().mean(0)) for points in (generated, reference))
+        origin = mean_of(reference)
+        own = (about(points, mean_of(points)) for points in (generated, reference))
         radii_x, radii_y = (radii(points, num_neighbors, block_size) for points in own)
         x, y = about(generated, origin), about(reference, origin)
         covered = [
@@ -110,15 +111,22 @@ class Points:
 
 def about(points: Float[Tensor, "n d"], origin: Float64[Tensor, " d"]) -> Points:
     """Return points about an origin near them, so that products cancel as little as can be."""
-    rounded = (points - origin).float()
-    return Points(points, rounded, rounded.double().square().sum(1).float())
+    rounded = torch.empty(points.shape)
+    squares = torch.empty(len(points))
+    parts = (x.split(BLOCK_SIZE) for x in (points, rounded, squares))
+    for block, own, lengths in zip(*parts, strict=True):
+        own.copy_(block - origin)
+        lengths.copy_(own.double().square().sum(1))
+    return Points(points, rounded, squares)
 
 
 def radii(points: Points, num_neighbors: int, block_size: int) -> Float64[Tensor, " n"]:
     """Return the distance of each point to its k-th neighbour."""
     rank = num_neighbors + 1  # every point comes first among its own neighbours
     squares, found = nearest(points, rank + 1, block_size)
-    radii = distances(points.exact, points.exact[found[:, rank - 1]])
+    last = found[:, rank - 1].split(block_size)
+    pairs = zip(points.exact.split(block_size), last, strict=True)
+    radii = torch.cat([distances(block, points.exact[others]) for block, others in pairs])
     slack = 2 * (points.rounding + points.rounding.max())
     # Another point may be the k-th if one before or after it is as near, as far as products tell.
     before, after = squares[:, rank - 1 : rank + 1].T - squares[:, rank - 2 : rank].T
@@ -166,8 +174,10 @@ def radii_by_double_products(
     points: Float[Tensor, "n d"], some: Int64[Tensor, " s"], rank: int
 ) -> Float64[Tensor, " s"]:
     """Return the radii of some points, whose neighbours float32 cannot tell apart."""
-    exact = points.double() - points[some[0]].double()
-    gaps = squared_distances(exact[some], exact)
+    origin = points[some[0]].double()
+    block = points[some].double() - origin
+    others = (part.double() - origin for part in points.split(BLOCK_SIZE))
+    gaps = torch.cat([squared_distances(block, part) for part in others], 1)
     found = gaps.topk(min(rank + SPARE, len(points)), largest=False).indices
     return kth_distance(points[some], points, found, rank)
 
