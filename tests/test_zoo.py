@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,3 +69,13 @@ def test_the_zoo_is_found_by_name():
 def test_a_model_that_cannot_be_loaded_is_named_with_what_could(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)cannot load the model '.*nothing'.*digits-dit"):
         load_pretrained(str(tmp_path / "nothing"))
+
+
+def test_shapes_flux_names_tokenizers_as_transformers_4_and_5_do():
+    """transformers 5 writes names and a list that transformers 4 cannot read."""
+    folder = ZOO / "shapes-flux"
+    parts = json.loads((folder / "model_index.json").read_text())
+    for name in ("tokenizer", "tokenizer_2"):
+        assert parts[name][1].endswith("TokenizerFast")
+        config = json.loads((folder / name / "tokenizer_config.json").read_text())
+        assert not isinstance(config.get("extra_special_tokens"), list)
