@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import lightning as L
 
@@ -19,7 +20,6 @@ from ditprune.callbacks.sources import (
     source_of,
     statistics_of,
 )
-from ditprune.catalogue import Catalogue
 from ditprune.distributed import on_first_rank, rank
 from ditprune.evaluation import draw_samples
 from ditprune.measurement import Measured, measure_sets, measure_values, warn_of_few_images
@@ -146,12 +146,24 @@ class EvaluationCallback(BeforePruning):
         """Return which images are drawn."""
         return plan_of(source_of(trainer), self.num_samples, self.seeds, self.chunk_size)
 
-    def identity(self) -> str:
+    def protocol(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return what is measured, of which images and how, as `results.json` has it."""
+        return {
+            "features": self.features,
+            "metrics": [metric.protocol for metric in self.metrics],
+            "prompt_metrics": [metric.name for metric in self.prompt_metrics],
+            "paired_metrics": [metric.name for metric in self.paired_metrics],
+            "num_samples": self.num_samples,
+            "seeds": list(self.seeds),
+            "chunk_size": self.chunk_size,
+            "conditions": self.plan(trainer).digest(),
+            "reference": self.reference.name if self.reference else "",
+            "data": str(catalogue_of(source_of(trainer)) or ""),
+        }
+
+    def identity(self, trainer: L.Trainer) -> str:
         """Return what decides the numbers, but for the pruning: also what the dense model draws."""
-        metrics = [metric.protocol for metric in self.metrics]
-        single = [metric.name for metric in self._image_metrics]
-        settings = (self.num_samples, self.seeds, self.chunk_size)
-        return f"{self.features} {metrics} {single} {settings} {self.dense}"
+        return f"{self.protocol(trainer)} {self.dense}"
 
     def _measure(self, trainer: L.Trainer, samples: Mapping[int, Samples]) -> Measured:
         reference = self._reference(trainer) if self.metrics else None
@@ -176,34 +188,22 @@ class EvaluationCallback(BeforePruning):
         return self.reference
 
     def _save_results(self, trainer: L.Trainer) -> None:
-        folder, plan = run_folder(trainer), self.plan(trainer)
+        folder = run_folder(trainer)
+        protocol, groups = self.protocol(trainer), self.plan(trainer).groups()
         catalogue = catalogue_of(source_of(trainer))
         with explaining_timeouts():
-            self.results = on_first_rank(lambda: self._results(plan, catalogue))
+            self.results = on_first_rank(lambda: compare(protocol, self._models(), groups))
         if rank() == 0:
             self.results.save(folder / "results.json")
             if catalogue is not None:
                 catalogue.save(folder / "evaluation_ids.txt")
 
-    def _results(self, plan: SamplingPlan, catalogue: Catalogue | None) -> Results:
-        protocol = {
-            "features": self.features,
-            "metrics": [metric.protocol for metric in self.metrics],
-            "prompt_metrics": [metric.name for metric in self.prompt_metrics],
-            "paired_metrics": [metric.name for metric in self.paired_metrics],
-            "num_samples": self.num_samples,
-            "seeds": list(self.seeds),
-            "chunk_size": self.chunk_size,
-            "conditions": plan.digest(),
-            "reference": self.reference.name if self.reference else "",
-            "data": str(catalogue or ""),
-        }
+    def _models(self) -> dict[str, tuple[Mapping[int, Samples], Measured]]:
         found = (
             ("dense", self.dense_samples, self.dense),
             ("pruned", self.pruned_samples, self.pruned),
         )
-        models = {title: (s, m) for title, s, m in found if s is not None and m is not None}
-        return compare(protocol, models, plan.groups())
+        return {title: (s, m) for title, s, m in found if s is not None and m is not None}
 
     def _draw(
         self,

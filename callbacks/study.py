@@ -102,7 +102,7 @@ class StudyCallback(L.Callback):
             scheduler=getattr(pl_module, "scheduler", None),
             samples=lambda seed: source.calibration_dataloader(seed=seed),
             measure=lambda: evaluation.measure_pruned(trainer, pl_module),
-            identity=evaluation.identity(),
+            identity=evaluation.identity(trainer),
             folder=run_folder(trainer),
         )
 
