@@ -111,6 +111,7 @@ class ReportCallback(L.Callback):
             plan=granularity.plan,
             mask_hash=granularity.masks.hash(),
             features=evaluation.features if evaluation else "",
+            protocols=results.protocol["metrics"] if results else (),
             num_samples=evaluation.num_samples if evaluation else 0,
             seeds=evaluation.seeds if evaluation else (),
             conditions=results.protocol["conditions"] if results else "",

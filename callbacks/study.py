@@ -80,6 +80,7 @@ class StudyCallback(L.Callback):
             dense=evaluation.dense or {},
             num_samples=evaluation.num_samples,
             features=evaluation.features,
+            protocols=[metric.protocol for metric in evaluation.metrics],
             balances=self.study.balances(),
         )
         folder = run_folder(trainer)

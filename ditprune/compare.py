@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from ditprune.report import direction, spread
+from ditprune.report import headings, spread
 
 Report = dict[str, Any]
 
@@ -19,6 +19,7 @@ MUST_AGREE = (
     "num_target_weights",
     "num_model_weights",
     "features",
+    "protocols",
     "num_samples",
     "seeds",
     "conditions",
@@ -44,6 +45,13 @@ def demand_comparable(reports: dict[str, Report]) -> None:
         values = {name: report.get(key) for name, report in reports.items()}
         if len({json.dumps(value) for value in values.values()}) > 1:
             raise ValueError(f"these runs cannot stand in one table, their {key} differs: {values}")
+    for metric in next(iter(reports.values()))["metrics"]["dense"]:
+        dense = {name: dense_cell(report, metric) for name, report in reports.items()}
+        if len(set(dense.values())) > 1:
+            raise ValueError(
+                f"these runs cannot stand in one table, their dense models' {metric} differs: "
+                f"{dense}. Do they draw with other settings, or other models?"
+            )
 
 
 def comparison(reports: dict[str, Report]) -> Table:
@@ -55,11 +63,9 @@ def comparison(reports: dict[str, Report]) -> Table:
     for key in ("target_sparsity", "model_sparsity"):
         cells = (f"{report[key]:.2%}" for report in reports.values())
         table.add_row(key.replace("_", " "), "0%", *cells, end_section=key == "model_sparsity")
-    for name in first["metrics"]["pruned"]:
+    for name, heading in headings(first["metrics"]["pruned"]).items():
         cells = (cell(report["metrics"]["pruned"].get(name)) for report in reports.values())
-        table.add_row(
-            f"{name} {direction(name)}", cell(first["metrics"]["dense"].get(name)), *cells
-        )
+        table.add_row(heading, dense_cell(first, name), *cells)
     return table
 
 
@@ -70,6 +76,11 @@ def title_of(report: Report) -> str:
         f"{len(report['seeds'])} seeds; mean ± standard deviation over the seeds\n"
         f"features: {report['features']}"
     )
+
+
+def dense_cell(report: Report, metric: str) -> str:
+    """Return what the dense model's images are worth."""
+    return cell(report["metrics"]["dense"].get(metric))
 
 
 def cell(values: Sequence[float | str] | None) -> str:

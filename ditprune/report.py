@@ -3,8 +3,10 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,13 @@ def direction(name: str) -> str:
     return DIRECTION.get(name.partition("/")[0], HIGHER_IS_BETTER)
 
 
+def headings(names: Collection[str]) -> dict[str, str]:
+    """Return how tables name metrics, with an arrow: by protocol only where two are of a kind."""
+    kinds = Counter(name.partition("/")[0] for name in names)
+    short = {name: name.partition("/")[0] for name in names}
+    return {n: f"{kind if kinds[kind] == 1 else n} {direction(n)}" for n, kind in short.items()}
+
+
 BIASED = frozenset({"fid", "sfid"})
 """Distances that few images make larger."""
 TOLD = {
@@ -49,6 +58,7 @@ ABOUT_PREDICTIONS = (
 )
 MEASURED = (
     "features",
+    "protocols",
     "num_samples",
     "seeds",
     "conditions",
@@ -83,6 +93,8 @@ class PruneReport:
     mask_hash: str
     features: str = ""
     """The network whose features are compared, with a hash of its weights."""
+    protocols: Sequence[str] = ()
+    """The definition of every metric of those features."""
     num_samples: int = 0
     seeds: Sequence[int] = ()
     conditions: str = ""
@@ -113,6 +125,7 @@ class PruneReport:
             "model_sparsity": self.plan.model_sparsity,
             "mask_hash": self.mask_hash,
             "features": self.features,
+            "protocols": list(self.protocols),
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
             "conditions": self.conditions,
@@ -185,6 +198,8 @@ class PruneReport:
             "images": f"{self.num_samples} for each of {len(self.seeds)} seeds {list(self.seeds)}; "
             "metrics are mean ± standard deviation over the seeds",
             "features": self.features or "none",
+            "metrics of them": ", ".join(self.protocols) or "none",
+            "metrics of each image": ", ".join(self._per_image_names()) or "none",
             **({"data set": self.data} if self.data else {}),
             "real images": self.reference or "none",
             "mask hash": self.mask_hash,
@@ -210,18 +225,19 @@ class PruneReport:
 
     def metric_table(self) -> Table:
         """Return the metrics of both models."""
-        names = dict.fromkeys([*self.dense, *self.pruned])
+        names = headings(dict.fromkeys([*self.dense, *self.pruned]))
         rows = [
-            (f"{n} {direction(n)}", spread(self.dense.get(n)), spread(self.pruned.get(n)))
-            for n in names
+            (heading, spread(self.dense.get(name)), spread(self.pruned.get(name)))
+            for name, heading in names.items()
         ]
         return Table(("metric", "dense", "pruned"), rows)
 
     def per_image_table(self) -> Table:
         """Return what every image has for itself, of each model."""
+        names = headings(self._per_image_names())
         rows = [
             (
-                f"{name} {direction(name)}",
+                names[name],
                 title,
                 show(summary.mean),
                 interval(summary),
@@ -231,6 +247,9 @@ class PruneReport:
             for name, summary in summaries.items()
         ]
         return Table(("per image", "model", "mean", "interval", "median"), rows)
+
+    def _per_image_names(self) -> list[str]:
+        return list(dict.fromkeys(chain.from_iterable(self.per_image.values())))
 
     def prediction_table(self) -> Table:
         """Return what the pruned model predicts wrongly, level by level."""

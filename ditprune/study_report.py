@@ -11,7 +11,7 @@ import numpy as np
 
 from ditprune.atomic import writing
 from ditprune.measurement import Measured
-from ditprune.report import direction, spread
+from ditprune.report import headings, spread
 from ditprune.study import Result
 
 
@@ -24,6 +24,8 @@ class StudyReport:
     num_samples: int
     """Images drawn for each seed of the sampling noise."""
     features: str
+    protocols: Sequence[str] = ()
+    """The definition of every metric of those features."""
     balances: Mapping[str, float] = field(default_factory=dict)
     """Methods that differ in n/m alone, and their n/m."""
 
@@ -88,7 +90,8 @@ class StudyReport:
                 f"- images: {self.num_samples} for each of {num_sampling} sampling seeds",
                 f"- mean ± standard deviation over {len(seeds)} calibration seeds {seeds}; the "
                 "dense model has none",
-                f"- features: {self.features}",
+                f"- features: {self.features}; metrics of them: {', '.join(self.protocols)}",
+                f"- all metrics: {', '.join(self.metrics())}",
                 "- prediction error: |f_pruned - f|^2 / |f|^2 of single denoising steps, of "
                 "samples that no method was given",
                 "- speed: that of the dense model, for all: zeros are multiplied like other "
@@ -99,12 +102,11 @@ class StudyReport:
     def table(self, setting: str) -> str:
         """Return one setting's table: a row for each method."""
         names = self.metrics()
-        head = [f"{name} {direction(name)}" for name in names]
         columns = [
             "method",
             "targets' sparsity",
             "model's sparsity",
-            *head,
+            *headings(names).values(),
             "prediction error ↓",
             "pruning, s",
         ]

@@ -50,6 +50,7 @@ def test_the_table_has_a_column_for_the_dense_model_and_each_run():
         {"seeds": [0]},
         {"target_set": "x"},
         {"features": "y"},
+        {"protocols": ["kid/degree3/100x1000/seed2020"]},
         {"reference": "10 images, 1234"},
         {"conditions": "other prompts"},
     ],
@@ -57,6 +58,15 @@ def test_the_table_has_a_column_for_the_dense_model_and_each_run():
 def test_runs_that_cannot_be_compared_are_refused(change):
     with pytest.raises(ValueError, match=f"their {next(iter(change))} differs"):
         demand_comparable({"a": report(1.0), "b": report(1.0, **change)})
+
+
+def test_runs_whose_dense_models_drew_otherwise_are_refused_unless_rounding_hides_it():
+    guided = report(1.0)
+    guided["metrics"] = {**guided["metrics"], "dense": {"fid": [1.5, 1.5]}}
+    with pytest.raises(ValueError, match="(?s)dense models' fid differs.*1 ± 0.*1.5 ± 0"):
+        demand_comparable({"a": report(1.0), "b": guided})
+    guided["metrics"]["dense"] = {"fid": [1.0 + 1e-9, 1.0 + 1e-9]}
+    demand_comparable({"a": report(1.0), "b": guided})
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):

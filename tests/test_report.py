@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from ditprune import PruneTarget, Role
 from ditprune.bootstrap import Summary
 from ditprune.plan import LayerPlan, Plan
-from ditprune.report import PruneReport, spread
+from ditprune.report import PruneReport, headings, spread
 
 
 def layer(block: int, shape: tuple[int, int], num_pruned: int) -> LayerPlan:
@@ -56,9 +57,25 @@ def test_the_table_gives_mean_and_deviation_over_the_seeds(report):
 
 def test_what_every_image_has_for_itself_comes_with_interval_and_median(report):
     page = report.to_markdown()
-    assert "| lpips/alex/1234 ↓ | pruned | 0.25 | 0.2 to 0.3 | 0.125 |" in page
+    assert "| lpips ↓ | pruned | 0.25 | 0.2 to 0.3 | 0.125 |" in page
     assert "| clip ↑ | pruned - dense | -1 | -1.5 to -0.5 | -0.75 |" in page
     assert "| psnr ↑ | pruned | inf |  | 30 |" in page
+
+
+def test_tables_name_metrics_shortly_and_the_page_says_once_what_they_are(report):
+    page = replace(report, protocols=["fid", "kid/degree3/all"]).to_markdown()
+    assert "- metrics of them: fid, kid/degree3/all" in page
+    assert "- metrics of each image: psnr, lpips/alex/1234, clip" in page
+    assert page.count("lpips/alex/1234") == 1
+
+
+def test_two_metrics_of_a_kind_keep_their_protocols_in_tables():
+    assert headings(["fid", "fid/animals", "lpips/alex/1", "psnr"]) == {
+        "fid": "fid ↓",
+        "fid/animals": "fid/animals ↓",
+        "lpips/alex/1": "lpips ↓",
+        "psnr": "psnr ↑",
+    }
 
 
 def test_it_says_that_zeros_bring_no_speed(report):
