@@ -152,7 +152,7 @@ class EvaluationCallback(BeforePruning):
             "features": self.features,
             "metrics": [metric.protocol for metric in self.metrics],
             "prompt_metrics": [metric.name for metric in self.prompt_metrics],
-            "paired_metrics": [metric.name for metric in self.paired_metrics],
+            "paired_metrics": [metric.protocol for metric in self.paired_metrics],
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
             "chunk_size": self.chunk_size,

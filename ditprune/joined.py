@@ -24,15 +24,18 @@ def mapped(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     folder for temporary ones, unseen, and vanish with the tensors.
 
     Raises:
-        ValueError: if there is no room for them.
+        ValueError: if there is no room for them, or parts differ in more than their rows.
     """
     rolls: dict[str, Roll] = {}
     with ExitStack() as files:
         for part in parts:
-            for name, rows in part.items():
-                if name not in rolls:
+            if not rolls:
+                for name, rows in part.items():
                     file = files.enter_context(tempfile.TemporaryFile(buffering=0))
                     rolls[name] = Roll(file, rows.shape[1:], rows.dtype)
+            if part.keys() != rolls.keys():
+                raise ValueError(f"{sorted(part)} come after {sorted(rolls)}")
+            for name, rows in part.items():
                 rolls[name].append(rows)
         return {name: roll.tensor() for name, roll in rolls.items()}
 
@@ -51,8 +54,13 @@ class Roll:
         """Add rows.
 
         Raises:
-            ValueError: if there is no room for them.
+            ValueError: if there is no room for them, or they are of another shape or dtype.
         """
+        if (rows.shape[1:], rows.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"rows of shape {tuple(rows.shape[1:])} in {rows.dtype} come after rows of shape "
+                f"{tuple(self.shape)} in {self.dtype}"
+            )
         rest = memoryview(rows.cpu().contiguous().numpy().reshape(-1).view(np.uint8).data)
         try:
             while rest:

@@ -17,6 +17,7 @@ from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
     Features,
+    FIDInfinity,
     FrechetDistance,
     InceptionScore,
     SpatialFrechetDistance,
@@ -33,6 +34,8 @@ MANY_IMAGES = 10_000
 """From here on, published Frechet distances."""
 BIASED = (FrechetDistance, SpatialFrechetDistance)
 """Distances of means and covariances: few images make them larger."""
+OF_STATISTICS = (*BIASED, FIDInfinity)
+"""Metrics that want no more of real images than means and covariances."""
 ALONE = (InceptionScore, ADMInceptionScore)
 """Metrics that compare with no real images."""
 
@@ -47,14 +50,14 @@ class Real(NamedTuple):
 
     def beside(self, metric: FeatureMetric) -> Features:
         """Return what a metric compares with."""
-        if self.statistics is not None and isinstance(metric, BIASED):
+        if self.statistics is not None and isinstance(metric, OF_STATISTICS):
             return self.statistics
         return self.features
 
 
 def demand_statistics_do(statistics: Path, metrics: Iterable[FeatureMetric]) -> None:
     """Raise a ValueError if some metrics need real images, and there are only statistics."""
-    needy = [type(m).__name__ for m in metrics if not isinstance(m, (*BIASED, *ALONE))]
+    needy = [type(m).__name__ for m in metrics if not isinstance(m, (*OF_STATISTICS, *ALONE))]
     if needy:
         raise ValueError(
             f"{statistics} holds statistics and no images, which {', '.join(needy)} compare with: "

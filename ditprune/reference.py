@@ -34,10 +34,11 @@ class Reference(NamedTuple):
     @property
     def name(self) -> str:
         """Return which images they are, and which statistics Frechet distances are measured to."""
-        if self.statistics is None:
-            return self.source.name
-        content = hashlib.sha256(self.statistics.read_bytes()).hexdigest()[:16]
-        return f"{self.source.name}; Frechet distances to {self.statistics.name}, {content}"
+        parts = [self.source.name] if self.source.num_images else []
+        if self.statistics is not None:
+            content = hashlib.sha256(self.statistics.read_bytes()).hexdigest()[:16]
+            parts.append(f"Frechet distances to {self.statistics.name}, {content}")
+        return "; ".join(parts)
 
     def real(self, extractor: FeatureExtractor) -> Real:
         """Read everything.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.bootstrap import Summary, summarize
+from ditprune.identity import Tally
 from ditprune.image_files import count_images, demand_any_order, read_images
 from ditprune.joined import joined, mapped
 from ditprune.measurement import (
@@ -36,6 +37,7 @@ from ditprune.metrics import (
 )
 from ditprune.metrics.paired import ALWAYS, PairedMetric
 from ditprune.metrics.prompted import PromptMetric
+from ditprune.reference import Reference
 from ditprune.results import as_json, summaries_entry
 from ditprune.statistics_file import holds_images, holds_statistics, load_statistics
 
@@ -81,15 +83,19 @@ def score(
     if paired_metrics and dense is None:
         raise ValueError("paired_metrics compare with the dense model's images: give them as dense")
     pair_metrics = (*ALWAYS, *paired_metrics)
-    drawn, values = look_at(images, dense, extractor, words, prompt_metrics, pair_metrics)
-    measured = measure([drawn], real_of(reference, drawn, extractor), metrics)
+    seen, real_seen = Tally(), Tally()
+    drawn, values = look_at(images, dense, extractor, words, prompt_metrics, pair_metrics, seen)
+    measured = measure([drawn], real_of(reference, drawn, extractor, real_seen), metrics)
+    statistics = reference if holds_statistics(reference) else None
     per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
     means = {name: summary.mean for name, summary in per_image.items()}
     found = {
         "images": str(images),
+        "images_sha256": seen.source.sha256,
         "reference": str(reference),
+        "compared_with": Reference(real_seen.source, [], statistics).name,
         "num_images": len(drawn.pool),
-        "num_reference": reference_size(reference),
+        "num_reference": real_seen.num_images or size_of(reference),
         "features": extractor.name,
         "protocols": [metric.protocol for metric in metrics],
         "metrics": {
@@ -113,11 +119,9 @@ def default_metrics(reference: Path) -> list[FeatureMetric]:
     return metrics
 
 
-def reference_size(reference: Path) -> int:
-    """Return the number of real images, or 0 where a file of statistics does not tell it."""
-    if not holds_statistics(reference):
-        return count_images(reference)
-    with np.load(reference, allow_pickle=False) as file:
+def size_of(statistics: Path) -> int:
+    """Return the number of images that statistics are of, or 0 where they do not tell it."""
+    with np.load(statistics, allow_pickle=False) as file:
         return int(file["n"]) if "n" in file else 0
 
 
@@ -152,6 +156,7 @@ def look_at(
     words: Sequence[str],
     prompt_metrics: Sequence[PromptMetric],
     paired_metrics: Sequence[PairedMetric],
+    tally: Tally,
 ) -> tuple[Features, dict[str, Float64[np.ndarray, " n"]]]:
     """Return the features of all images, and what each has for itself; batch by batch."""
     values: list[dict[str, Tensor]] = []
@@ -159,6 +164,7 @@ def look_at(
     def features() -> Iterator[dict[str, Tensor]]:
         start = 0
         for batch, partners in track(pairs(images, dense), "images"):
+            tally.add(batch)
             found = {}
             if partners is not None:
                 found = {metric.name: metric.compare(batch, partners) for metric in paired_metrics}
@@ -192,10 +198,10 @@ def pairs(
         yield batch, partners
 
 
-def real_of(reference: Path, drawn: Features, extractor: FeatureExtractor) -> Real:
+def real_of(reference: Path, drawn: Features, extractor: FeatureExtractor, tally: Tally) -> Real:
     """Return features of the real images, if there are some, and of their statistics, if known."""
     features = drawn.none()
     if holds_images(reference):
-        features = extract_all(track(read_images(reference), "reference"), extractor)
+        features = extract_all(tally.watch(track(read_images(reference), "reference")), extractor)
     known = holds_statistics(reference)
     return Real(features, load_statistics(reference, extractor) if known else None)

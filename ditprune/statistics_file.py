@@ -41,7 +41,7 @@ class Gaussian(NamedTuple):
         as dimensions.
         """
         root = root_of(self.covariance) * ((count - 1) / 2) ** 0.5
-        rest = torch.zeros(count - 2 * len(root), len(root), dtype=root.dtype)
+        rest = root.new_zeros(count - 2 * len(root), root.shape[1])
         return self.mean + torch.cat([root, -root, rest])
 
 

@@ -203,7 +203,7 @@ def test_prompt_metrics_score_both_models_with_the_datamodules_prompts(
     change = measured.results.changes["lengths/v1"]
     assert change.mean == pytest.approx((after - before).mean().item())
     assert change.low < change.mean < change.high
-    assert "| lengths/v1 ↑ | pruned - dense |" in (tmp_path / "report.md").read_text()
+    assert "| lengths ↑ | pruned - dense |" in (tmp_path / "report.md").read_text()
     assert "| mse ↓ | pruned |" in (tmp_path / "report.md").read_text()
 
 

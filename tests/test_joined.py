@@ -58,3 +58,17 @@ def test_a_full_disk_is_told_with_the_folder_and_what_to_do(tmp_path, monkeypatc
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "r+b"))
     with pytest.raises(ValueError, match=f"all images in {tmp_path}: .*No space left.*TMPDIR"):
         mapped(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        ({"x": torch.ones(2, 5)}, r"shape \(5,\) .* after rows of shape \(3,\)"),
+        ({"x": torch.ones(2, 3).double()}, "in torch.float64 come after .*float32"),
+        ({"y": torch.ones(2, 3)}, r"\['y'\] come after \['x'\]"),
+        ({}, r"\[\] come after \['x'\]"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(second, error):
+    with pytest.raises(ValueError, match=error):
+        mapped([{"x": torch.ones(2, 3)}, second])

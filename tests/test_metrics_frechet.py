@@ -96,3 +96,29 @@ def test_the_metric_reads_pool_features_and_not_logits():
     metric = FrechetDistance()
     metric.update(Features(x, torch.rand(30, 2)), Features(y, torch.rand(20, 2)))
     assert metric.compute() == {"fid": frechet_distance(x, y).item()}
+
+
+def test_features_that_are_alike_in_all_images_change_no_digit():
+    """As classes that an extractor never sees are: the covariance is singular, and has no root."""
+    x, y = correlated(300, 20, seed=14), correlated(200, 20, seed=15, shift=1)
+    dead = [torch.cat([z, torch.full((len(z), 80), 0.25, dtype=z.dtype)], 1) for z in (x, y)]
+    assert frechet_distance(*dead).item() == pytest.approx(frechet_distance(x, y).item(), rel=1e-12)
+
+
+def test_features_of_fewer_directions_than_numbers_change_no_digit():
+    x, y = correlated(300, 20, seed=14), correlated(200, 20, seed=15, shift=1)
+    turn = torch.linalg.qr(correlated(100, 100, seed=16)).Q[:20]
+    turned = frechet_distance(x @ turn, y @ turn).item()
+    assert turned == pytest.approx(frechet_distance(x, y).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused(value):
+    x, y = correlated(30, 5, seed=12), correlated(20, 5, seed=13)
+    x[3, 2] = value
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance(x, y)
+    metric = FrechetDistance()
+    metric.update(Features(x, x[:, :0]), Features(y, y[:, :0]))
+    with pytest.raises(ValueError, match="1 of 30 generated images .* not finite"):
+        metric.compute()

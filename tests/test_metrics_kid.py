@@ -97,3 +97,15 @@ def test_the_metric_measures_all_at_once_or_by_the_published_protocol():
     assert whole.compute() == {"kid": kernel_distance(x, y).item()}
     mean, deviation = by_torch_fidelity(x, y, num_subsets=2, size=1000)
     assert published.compute() == pytest.approx({"kid": mean, "kid_std": deviation}, rel=1e-9)
+
+
+def test_an_automatic_lower_precision_does_not_reach_the_numbers():
+    x, y = normal(50).float(), normal(40, seed=1, shift=0.5).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kernel_distance(x, y).item()
+    assert found == kernel_distance(x, y).item()
+
+
+def test_subsets_are_a_number_of_them():
+    with pytest.raises(ValueError, match="0 for none; got -1"):
+        KernelInceptionDistance(num_subsets=-1)

@@ -166,3 +166,53 @@ def test_a_product_of_low_precision_elsewhere_in_the_run_does_not_reach_the_numb
         assert precision_recall(generated, reference) == expected
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_more_near_copies_than_neighbours_are_told_apart():
+    """Of a few points, each 20 times, off by so little that no product tells: model collapse."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(3, 500, generator=generator)
+
+    def near(num_copies):
+        points = centres.repeat_interleave(num_copies, 0)
+        rows = torch.arange(len(points))
+        steps = 1e-7 * torch.randint(1, 5, (len(points),), generator=generator)
+        points[rows, torch.randint(500, (len(points),), generator=generator)] += steps
+        return points
+
+    assert_exact(near(20), near(15), 3)
+
+
+def test_one_image_drawn_again_and_again_is_measured_in_no_more_time():
+    copies = torch.rand(1, 64).expand(5000, -1).contiguous()
+    assert precision_recall(copies, cloud(50, seed=1)[:, :1].float().expand(-1, 64)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20])
+def test_features_that_have_no_distance_are_refused(value):
+    generated, reference = cloud(9, seed=0).float(), cloud(9, seed=1).float()
+    generated[2, 3] = value
+    with pytest.raises(ValueError, match="1 of 9 images|9 of 9 images"):
+        precision_recall(generated, reference)
+
+
+def test_an_automatic_lower_precision_does_not_reach_the_numbers():
+    generated, reference = cloud(60, seed=6).float(), cloud(45, seed=7, shift=0.5).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = precision_recall(generated, reference)
+    assert found == precision_recall(generated, reference)
+
+
+def test_a_default_of_half_precision_does_not_reach_the_numbers():
+    generated, reference = 100 * cloud(60, seed=6).float(), 100 * cloud(45, seed=7).float()
+    expected = precision_recall(generated, reference)
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert precision_recall(generated, reference) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_neighbours_are_counted_from_one():
+    with pytest.raises(ValueError, match="from 1; got 0"):
+        PrecisionRecall(num_neighbors=0)

@@ -7,10 +7,12 @@ from PIL import Image
 from toy_prompts import Lengths
 
 from ditprune.cli import main
+from ditprune.identity import identify
 from ditprune.image_files import read_images
 from ditprune.metrics import (
     ADMInceptionScore,
     DigitsClassifier,
+    FIDInfinity,
     FrechetDistance,
     KernelInceptionDistance,
     frechet_distance,
@@ -217,11 +219,18 @@ def test_a_file_of_adms_evaluator_gives_statistics_to_fid_and_images_to_the_rest
     with np.load(folders / "stats.npz") as file:
         mixed = {"mu": file["mu"], "sigma": file["sigma"]}
     np.savez(folders / "adm.npz", digits[40:].permute(0, 2, 3, 1).numpy(), **mixed)
-    metrics = [FrechetDistance(), KernelInceptionDistance()]
-    found, of_dense, of_real = (
-        score(folders / "images", folders / name, None, DigitsClassifier(), metrics)["metrics"]
+    metrics = [FrechetDistance(), FIDInfinity(), KernelInceptionDistance()]
+    scores = [
+        score(folders / "images", folders / name, None, DigitsClassifier(), metrics)
         for name in ("adm.npz", "dense", "reference")
-    )
+    ]
+    found, of_dense, of_real = (each["metrics"] for each in scores)
     assert found["fid"] == pytest.approx(of_dense["fid"], abs=1e-6)
+    assert found["fid_infinity"] == pytest.approx(of_dense["fid_infinity"], abs=1e-6)
     assert found["kid"] == of_real["kid"]
+    real = identify(read_images(folders / "adm.npz"))
+    assert scores[0]["num_reference"] == real.num_images == len(digits[40:])
+    assert scores[0]["compared_with"].startswith(f"{real.name}; Frechet distances to adm.npz, ")
+    assert scores[2]["compared_with"] == real.name
+    assert scores[0]["images_sha256"] == identify(read_images(folders / "images")).sha256
     assert "no adm.json to say of which network" in caplog.text

@@ -12,13 +12,17 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ditprune.metrics.features import Features
 
+BLOCK_SIZE = 4096
+"""Images that are looked at at once."""
+
 
 class FeatureMetric(Metric, abc.ABC):
     """A number, or a few, about a set of generated images beside a reference set.
 
-    Features are kept as they come and every number is computed in float64 at the end, so that it
-    does not matter how they came in batches and ranks. A rank without images must still call
-    `update`, with `Features.none()`: torchmetrics cannot gather a state of unknown width.
+    Features are kept as they come and every number is computed at the end, in float64 wherever it
+    matters, so that it is the same however they came in batches and ranks. A rank without images
+    must still call `update`, with `Features.none()`: torchmetrics cannot gather a state of unknown
+    width.
     """
 
     full_state_update = False
@@ -62,7 +66,7 @@ class FeatureMetric(Metric, abc.ABC):
         """Return the pool features of both sets, generated first.
 
         Raises:
-            ValueError: if one of the sets is empty.
+            ValueError: if one of the sets is empty, or has features that are not finite.
         """
         return collect(self.generated_pool, "generated"), collect(self.reference_pool, "reference")
 
@@ -70,7 +74,7 @@ class FeatureMetric(Metric, abc.ABC):
         """Return the logits of the generated images.
 
         Raises:
-            ValueError: if there are none, or the extractor knows no classes.
+            ValueError: if there are none, or not finite, or the extractor knows no classes.
         """
         logits = collect(self.generated_logits, "generated")
         if not logits.shape[1]:
@@ -105,7 +109,7 @@ def collect(batches: list[Tensor] | Tensor, which: str) -> Float[Tensor, "n d"]:
     """Return the batches of a set as one tensor, which those gathered from all ranks are already.
 
     Raises:
-        ValueError: if there are no images in them.
+        ValueError: if there are no images in them, or some without finite features.
     """
     if isinstance(batches, list) and len(batches) == 1:
         images = batches[0]  # no copy of what may be large
@@ -116,4 +120,15 @@ def collect(batches: list[Tensor] | Tensor, which: str) -> Float[Tensor, "n d"]:
             f"there are no {which} images to measure; update(generated, reference) must be given "
             "some of them before compute()"
         )
+    demand_finite(images, which)
     return images
+
+
+def demand_finite(features: Float[Tensor, "n d"], which: str) -> None:
+    """Raise a ValueError if some images have features that are no numbers."""
+    lost = sum(int((~block.isfinite()).any(1).sum()) for block in features.split(BLOCK_SIZE))
+    if lost:
+        raise ValueError(
+            f"{lost} of {len(features)} {which} images have features that are not finite, which no "
+            "metric has a number for: are the images or the extractor's weights damaged?"
+        )

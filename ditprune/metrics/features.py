@@ -138,10 +138,16 @@ def measuring(device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
         float32_by_default(),
-        without_tf32(),
+        in_full_precision(device),
     ):
+        yield
+
+
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Let products be as precise as what is multiplied, whatever the run around them uses."""
+    with torch.autocast(device.type, enabled=False), without_tf32():
         yield
 
 

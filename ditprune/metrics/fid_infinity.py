@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.frechet import frechet_distance
+from ditprune.metrics.frechet import Spread, distance
 
 NUM_SIZES = 15
 
@@ -52,10 +52,11 @@ def fid_infinity(
     sizes = torch.linspace(len(generated) // 10, len(generated), NUM_SIZES).long()
     # Subsets are drawn on the CPU, where they are the same for every device.
     generator = torch.Generator("cpu").manual_seed(seed)
-    distances = []
+    distances, other = [], Spread(reference)
     for size in sizes.tolist():
         chosen = torch.randperm(len(generated), generator=generator, device="cpu")[:size]
-        distances.append(frechet_distance(generated[chosen.to(generated.device)], reference))
+        own = Spread(generated[chosen.to(generated.device)])
+        distances.append(distance(own, other))
     return intercept(1 / sizes.double(), torch.stack(distances).cpu())
 
 

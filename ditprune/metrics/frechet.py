@@ -36,13 +36,21 @@ def frechet_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float6
     Covariances are the unbiased ones (n - 1), as in all published numbers.
 
     Raises:
-        ValueError: if a set has fewer than two images, and so no covariance.
+        ValueError: if a set has fewer than two images, and so no covariance, or some whose
+            features are not finite.
     """
-    if min(len(x), len(y)) < 2:
+    return distance(Spread(x), Spread(y))
+
+
+def distance(own: "Spread", other: "Spread") -> Float64[Tensor, ""]:
+    """Return the Frechet distance of two sets."""
+    counts = len(own.features), len(other.features)
+    if min(counts) < 2:
         raise ValueError(
-            f"the Frechet distance needs two images in each set; got {len(x)} and {len(y)}"
+            f"the Frechet distance needs two images in each set; got {counts[0]} and {counts[1]}"
         )
-    own, other = Spread(x), Spread(y)
+    if not (own.mean + other.mean).isfinite().all():
+        raise ValueError("the Frechet distance needs finite features; some are not")
     shift = (own.mean - other.mean).square().sum()
     spread = own.variance() + other.variance() - 2 * trace_of_root(own, other)
     # Zero from below is rounding: the Gaussians' distance is never negative.
@@ -66,7 +74,7 @@ class Spread:
     @property
     def is_flat(self) -> bool:
         """Whether there are too few images for a covariance of full rank."""
-        return self.features.shape[0] <= self.features.shape[1]
+        return len(self.features) <= len(self.mean)
 
     def deviations(self) -> Iterator[Float64[Tensor, "b d"]]:
         """Yield what the features are off the mean, block by block."""
@@ -89,33 +97,39 @@ class Spread:
                 products[strip, start:].addmm_(block[:, strip].T, block[:, start:])
         return (products.triu() + products.triu(1).T) / (len(self.features) - 1)
 
+    @cached_property
     def root(self) -> Float64[Tensor, "k d"]:
-        """Return R such that R^T R is the covariance: of few images, the deviations."""
+        """R such that R^T R is the covariance: the deviations, where there are few images."""
         if self.is_flat:
             return torch.cat(list(self.deviations())) / (len(self.features) - 1) ** 0.5
         return root_of(self.covariance)
 
 
-def root_of(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
-    """Return R such that R^T R is the covariance."""
-    upper, singular = torch.linalg.cholesky_ex(covariance, upper=True)
-    if not singular:
+def root_of(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "k d"]:
+    """Return R such that R^T R is the covariance, with as many rows as that has rank.
+
+    What rounding leaves of an eigenvalue that is none has a root that is no rounding.
+    """
+    smallest = len(covariance) * torch.finfo(torch.float64).eps
+    upper, failed = torch.linalg.cholesky_ex(covariance, upper=True)
+    pivots = upper.diagonal().square()
+    if not failed and pivots.min() > smallest * pivots.max():
         return upper
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()).T
+    kept = values > smallest * values.max()
+    return (vectors[:, kept] * values[kept].sqrt()).T
 
 
 def trace_of_root(x: Spread, y: Spread) -> Float64[Tensor, ""]:
     """Return Tr (S_x S_y)^1/2 of the covariances.
 
     With S = R^T R it is the nuclear norm of R_x R_y^T, since both have the same non-zero spectrum:
-    exact where covariances are not of full rank. Where they are, it is Tr (R_x S_y R_x^T)^1/2,
-    which is found in less time; that matrix is symmetric, so that its eigenvalues are real, unlike
-    those that rounding leaves the product S_x S_y.
+    so it is found where a covariance is singular. Where none is, it is Tr (R_x S_y R_x^T)^1/2,
+    which takes less time; that matrix is symmetric, so that its eigenvalues are real, unlike those
+    that rounding leaves the product S_x S_y.
     """
-    if x.is_flat or y.is_flat:
-        norm: Tensor = torch.linalg.matrix_norm(x.root() @ y.root().T, ord="nuc")
+    if x.is_flat or y.is_flat or min(len(x.root), len(y.root)) < len(x.mean):
+        norm: Tensor = torch.linalg.matrix_norm(x.root @ y.root.T, ord="nuc")
         return norm
-    root = x.root()
-    squares: Tensor = torch.linalg.eigvalsh(root @ y.covariance @ root.T).clamp(min=0)
+    squares: Tensor = torch.linalg.eigvalsh(x.root @ y.covariance @ x.root.T).clamp(min=0)
     return squares.sqrt().sum()

@@ -27,6 +27,11 @@ class PairedMetric(abc.ABC):
     def name(self) -> str:
         """Return the protocol, and a hash of the weights if there are any."""
 
+    @property
+    def protocol(self) -> str:
+        """Return the definition: the name, where that is one."""
+        return self.name
+
     @abc.abstractmethod
     def compare(
         self, images: UInt8[Tensor, "n c h w"], others: UInt8[Tensor, "_ _ _ _"]
@@ -46,6 +51,7 @@ class MeanSquaredError(PairedMetric):
     """The mean square of the differences, on values in [0, 1]."""
 
     name = "mse"
+    protocol = "mse/range1"
 
     def compare(
         self, images: UInt8[Tensor, "n c h w"], others: UInt8[Tensor, "_ _ _ _"]
@@ -59,6 +65,7 @@ class PeakSignalToNoise(PairedMetric):
     """PSNR of each image in dB, of a peak of 1; infinite for equal images."""
 
     name = "psnr"
+    protocol = "psnr/peak1"
 
     def compare(
         self, images: UInt8[Tensor, "n c h w"], others: UInt8[Tensor, "_ _ _ _"]
@@ -74,6 +81,7 @@ class StructuralSimilarity(PairedMetric):
     """
 
     name = "ssim"
+    protocol = "ssim/gauss11x11/sigma1.5/mirrored"
 
     def compare(
         self, images: UInt8[Tensor, "n c h w"], others: UInt8[Tensor, "_ _ _ _"]

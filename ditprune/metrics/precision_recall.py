@@ -1,5 +1,7 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +11,13 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ditprune.metrics.base import FeatureMetric
-from ditprune.metrics.features import without_tf32
+from ditprune.metrics.features import in_full_precision
 from ditprune.metrics.frechet import mean_of
 from ditprune.metrics.kernel import squared_distances
 from ditprune.metrics.products import products
 
 BLOCK_SIZE = 512
 """Rows of a matrix of pairs in memory at once: 0.1 GB beside 50,000 images."""
-
-SPARE = 2
-"""Neighbours beyond those needed whose distance is measured, should rounding change the order."""
 
 
 class PrecisionRecall(FeatureMetric):
@@ -33,6 +32,8 @@ class PrecisionRecall(FeatureMetric):
     def __init__(self, num_neighbors: int = 3, block_size: int = BLOCK_SIZE, **kwargs: Any) -> None:
         """Choose the neighbour whose distance is a ball's radius (3 in the paper)."""
         super().__init__(**kwargs)
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors counts from 1; got {num_neighbors}")
         self.num_neighbors = num_neighbors
         self.block_size = block_size
 
@@ -64,7 +65,7 @@ def precision_recall(
             f"{num_neighbors + 1} images in each set; got {len(generated)} generated and "
             f"{len(reference)} of reference"
         )
-    with without_tf32():
+    with in_full_precision(generated.device):
         origin = mean_of(reference)
         own = (about(points, mean_of(points)) for points in (generated, reference))
         radii_x, radii_y = (radii(points, num_neighbors, block_size) for points in own)
@@ -82,7 +83,7 @@ def precision_recall(
 
 @dataclass(frozen=True)
 class Points:
-    """Points as they came, and about some origin in float32, where products are fast."""
+    """Points as they came, and in float32 about some origin, where products are fast."""
 
     exact: Float[Tensor, "n d"]
     rounded: Float[Tensor, "n d"]
@@ -110,13 +111,22 @@ class Points:
 
 
 def about(points: Float[Tensor, "n d"], origin: Float64[Tensor, " d"]) -> Points:
-    """Return points about an origin near them, so that products cancel as little as can be."""
-    rounded = torch.empty(points.shape)
-    squares = torch.empty(len(points))
+    """Return points about an origin near them, so that products cancel as little as can be.
+
+    Raises:
+        ValueError: if some are too far from it, or nowhere.
+    """
+    rounded = torch.empty_like(points, dtype=torch.float32)
+    squares = rounded.new_empty(len(points))
     parts = (x.split(BLOCK_SIZE) for x in (points, rounded, squares))
     for block, own, lengths in zip(*parts, strict=True):
         own.copy_(block - origin)
         lengths.copy_(own.double().square().sum(1))
+    if not squares.isfinite().all():
+        raise ValueError(
+            f"{(~squares.isfinite()).sum()} of {len(points)} images have features that are not "
+            "finite, or too large for float32; precision and recall have no number for them"
+        )
     return Points(points, rounded, squares)
 
 
@@ -131,8 +141,8 @@ def radii(points: Points, num_neighbors: int, block_size: int) -> Float64[Tensor
     # Another point may be the k-th if one before or after it is as near, as far as products tell.
     before, after = squares[:, rank - 1 : rank + 1].T - squares[:, rank - 2 : rank].T
     unsure = ((before <= slack) | (after <= slack)).nonzero().squeeze(1)
-    for some in unsure.split(block_size) if len(unsure) else ():
-        radii[some] = radii_by_double_products(points.exact, some, rank)
+    if len(unsure):
+        radii[unsure] = radii_of_near_ties(points.exact, unsure, num_neighbors, block_size)
     return radii
 
 
@@ -170,27 +180,52 @@ def keep_nearest_(
     found.copy_(both[1].gather(1, kept.indices))
 
 
+def radii_of_near_ties(
+    points: Float[Tensor, "n d"], some: Int64[Tensor, " s"], num_neighbors: int, block_size: int
+) -> Float64[Tensor, " s"]:
+    """Return the radii of some points, whose neighbours float32 cannot tell apart."""
+    # Many copies are no ties to break: what has as many as neighbours are asked for has radius 0.
+    radii = torch.zeros_like(some, dtype=torch.float64)
+    apart = (num_copies(points)[some] <= num_neighbors).nonzero().squeeze(1)
+    for part in apart.split(block_size) if len(apart) else ():
+        radii[part] = radii_by_double_products(points, some[part], num_neighbors + 1)
+    return radii
+
+
+def num_copies(points: Float[Tensor, "n d"]) -> Int64[Tensor, " n"]:
+    """Return how many points each is equal to, bit by bit; itself is one."""
+    blocks = (block.double().cpu().numpy() for block in points.split(BLOCK_SIZE))
+    digests = [hashlib.blake2b(row.tobytes()).digest() for block in blocks for row in block]
+    counts = Counter(digests)
+    return torch.tensor([counts[digest] for digest in digests], device=points.device)
+
+
 def radii_by_double_products(
     points: Float[Tensor, "n d"], some: Int64[Tensor, " s"], rank: int
 ) -> Float64[Tensor, " s"]:
-    """Return the radii of some points, whose neighbours float32 cannot tell apart."""
+    """Return the radii of some points: differences decide what float64's products may not."""
+    gaps, slack = gaps_by_double_products(points, some)
+    last = gaps.kthvalue(rank, 1).values
+    near = gaps <= (last + 2 * slack)[:, None]
+    candidates = zip(points[some], near, strict=True)
+    exact = [distances(point[None], points[others]) for point, others in candidates]
+    return torch.stack([each.kthvalue(rank).values for each in exact])
+
+
+def gaps_by_double_products(
+    points: Float[Tensor, "n d"], some: Int64[Tensor, " s"]
+) -> tuple[Float64[Tensor, "s n"], Float64[Tensor, " s"]]:
+    """Return the squared distances of some points to all, and what each may be off by."""
     origin = points[some[0]].double()
     block = points[some].double() - origin
-    others = (part.double() - origin for part in points.split(BLOCK_SIZE))
-    gaps = torch.cat([squared_distances(block, part) for part in others], 1)
-    found = gaps.topk(min(rank + SPARE, len(points)), largest=False).indices
-    return kth_distance(points[some], points, found, rank)
-
-
-def kth_distance(
-    points: Float[Tensor, "n d"],
-    others: Float[Tensor, "m d"],
-    found: Int64[Tensor, "n k"],
-    rank: int,
-) -> Float64[Tensor, " n"]:
-    """Return the k-th smallest distance of each point to those found for it."""
-    each = [distances(points, others[column]) for column in found.T]
-    return torch.stack(each, 1).kthvalue(rank).values
+    gaps, lengths = [], []
+    for part in points.split(BLOCK_SIZE):
+        others = part.double() - origin
+        gaps.append(squared_distances(block, others))
+        lengths.append(others.square().sum(1).max())
+    unit = torch.finfo(torch.float64).eps / 2
+    squares = block.square().sum(1) + torch.stack(lengths).max()
+    return torch.cat(gaps, 1), (points.shape[1] + 16) * unit * squares
 
 
 def covered_by_each_other(
