@@ -85,8 +85,10 @@ def source_of(trainer: L.Trainer) -> EvaluationSource:
 def plan_of(
     source: EvaluationSource, num_samples: int, seeds: tuple[int, ...], chunk_size: int
 ) -> SamplingPlan:
-    """Return which images are drawn."""
+    """Return which images are drawn, in batches no larger than all of them."""
     conditions = source.evaluation_conditions(num_samples)
+    if 0 < len(conditions) < chunk_size:
+        chunk_size = len(conditions)
     prompts: Sequence[str] = ()
     if isinstance(source, PromptSource):
         prompts = source.evaluation_prompts(num_samples)

@@ -8,6 +8,7 @@ import torch
 from lightning_project import Data, Project, Rows, evaluation, pruning, trainer
 from scipy.linalg import sqrtm
 
+from ditprune.callbacks.sources import plan_of
 from ditprune.catalogue import Catalogue
 from ditprune.metrics import (
     FrechetDistance,
@@ -131,3 +132,10 @@ def test_which_images_of_a_data_set_were_compared_with_is_written_beside(
     assert (tmp_path / "evaluation_ids.txt").read_text().splitlines() == data.catalogue.ids
     protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
     assert protocol["data"] == f"zoo, 20 images, ids {data.catalogue.digest}"
+
+
+def test_a_batch_is_no_larger_than_what_there_is_to_draw(scheduler):
+    """A chunk is drawn in a batch of full size: of a million, nobody has the memory."""
+    plan = plan_of(Data(scheduler), num_samples=7, seeds=(0,), chunk_size=10**6)
+    assert plan.chunk_size == 7
+    assert plan_of(Data(scheduler), 7, (0,), 3).chunk_size == 3
