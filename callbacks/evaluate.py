@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from ditprune.atomic import demand_writable
 from ditprune.calibration import evaluating
 from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.before_pruning import BeforePruning
@@ -15,14 +16,21 @@ from ditprune.callbacks.lookup import find_callback, run_folder
 from ditprune.callbacks.sources import (
     catalogue_of,
     demand_prompts,
-    demand_real_images,
+    first_real_images,
     plan_of,
     source_of,
     statistics_of,
 )
 from ditprune.distributed import on_first_rank, rank
 from ditprune.evaluation import draw_samples
-from ditprune.measurement import Measured, measure_sets, measure_values, warn_of_few_images
+from ditprune.measurement import (
+    Measured,
+    demand_enough_images,
+    demand_features,
+    measure_sets,
+    measure_values,
+    warn_of_few_images,
+)
 from ditprune.metrics import (
     FeatureExtractor,
     FeatureMetric,
@@ -86,6 +94,8 @@ class EvaluationCallback(BeforePruning):
                 `evaluation_prompts(num_samples)`.
             paired_metrics: compare each pruned image with the dense one, beside MSE, PSNR and SSIM.
         """
+        if num_samples < 1:
+            raise ValueError(f"num_samples is how many images are drawn; got {num_samples}")
         if metrics is None:
             metrics = [FrechetDistance(), InceptionScore(), PrecisionRecall()]
         self.extractor = extractor
@@ -103,9 +113,14 @@ class EvaluationCallback(BeforePruning):
         if self.prompt_metrics:
             demand_prompts(source)
         sampler_of(pl_module, self.plan(trainer))
-        if self.metrics:
-            demand_real_images(source, self.metrics)
+        demand_enough_images(self.metrics, self.num_samples)
+        first = first_real_images(source, self.metrics) if self.metrics else None
         self._load_networks(pl_module)  # now, and not after the sampling
+        if first is not None:
+            demand_features(self.metrics, self.extractor, first[:0])
+        folder = self._samples_folder(trainer)
+        if trainer.is_global_zero:
+            demand_writable(folder)
         if self.dense is None and trainer.is_global_zero:
             warn_of_few_images(self.metrics, self.num_samples)
 

@@ -105,10 +105,17 @@ def catalogue_of(source: EvaluationSource) -> Catalogue | None:
     return source.catalogue if isinstance(source, CatalogueSource) else None
 
 
-def demand_real_images(source: EvaluationSource, metrics: Sequence[FeatureMetric]) -> None:
-    """Raise a ValueError if there is nothing to compare with, or not what metrics need."""
-    if next(iter(source.reference_dataloader()), None) is not None:
-        return
+def first_real_images(
+    source: EvaluationSource, metrics: Sequence[FeatureMetric]
+) -> UInt8[Tensor, "b c h w"] | None:
+    """Return some real images, or None where there are only statistics.
+
+    Raises:
+        ValueError: if there is nothing to compare with, or not what metrics need.
+    """
+    first = next(iter(source.reference_dataloader()), None)
+    if first is not None:
+        return first
     statistics = statistics_of(source)
     if statistics is None:
         raise ValueError(
@@ -116,6 +123,7 @@ def demand_real_images(source: EvaluationSource, metrics: Sequence[FeatureMetric
             "empty"
         )
     demand_statistics_do(statistics, metrics)
+    return None
 
 
 def demand_prompts(source: EvaluationSource) -> None:

@@ -95,8 +95,10 @@ class CaptionedImages(PromptedDataModule):
     def _pixels(self, entry: Entry) -> UInt8[Tensor, "1 3 h w"]:
         try:
             with opened(entry.image) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError(f"it has more than 8 bits (mode {image.mode})")
                 colours = image.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, UnidentifiedImageError) as error:
             raise ValueError(
                 f"cannot read image {entry.id} of {self.catalogue.name}: {error}"
             ) from error

@@ -57,7 +57,14 @@ class CaptionedDataSet(CaptionedImages):
         numbers = [f"{row:08d}" for row in range(len(data))]
         names = data[id_column] if id_column else numbers
         kinds = category_names(data, category_column) if category_column else [""] * len(data)
-        texts = data[prompt_column]
+        texts = list(data[prompt_column])
+        silent = [row for row, text in enumerate(texts) if not text]
+        if silent:
+            raise ValueError(
+                f"{len(silent)} of {len(texts)} images of {source!r} have no caption in "
+                f"{prompt_column!r}, that of row {silent[0]} for one: give them some, or leave "
+                "them out"
+            )
         entries = [
             Entry(str(name), first_of(text), partial(image_at, data, row, image_column), kind)
             for row, (name, text, kind) in enumerate(zip(names, texts, kinds, strict=True))

@@ -44,7 +44,7 @@ def demand_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(
-            f"cannot write to the run folder {folder}: {error}. Choose another one, or make "
+            f"cannot write to the folder {folder}: {error}. Choose another one, or make "
             "room and grant the right to write."
         ) from error
 

@@ -14,6 +14,9 @@ from ditprune.report import headings, spread
 
 Report = dict[str, Any]
 
+TOLD = ("target_set", "target_sparsity", "model_sparsity", "num_samples", "seeds", "metrics")
+"""What a table tells, or what it is made of."""
+
 MUST_AGREE = (
     "target_set",
     "num_target_weights",
@@ -36,7 +39,21 @@ def read_report(folder: Path) -> Report:
         raise ValueError(
             f"{folder} is no finished run: {error}. Give run folders that hold a report.json."
         ) from error
+    missing = [key for key in TOLD if not isinstance(report, dict) or key not in report]
+    if missing:
+        raise ValueError(f"the report.json in {folder} is none of a run: it lacks {missing}")
     return report
+
+
+def distinct(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return folders by the ends of their paths, as short as tells them apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    longest = max(map(len, parts), default=1)
+    for length in range(1, longest):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(names, folders, strict=True))
+    return {str(folder): folder for folder in folders}
 
 
 def demand_comparable(reports: dict[str, Report]) -> None:
@@ -91,7 +108,8 @@ def cell(values: Sequence[float | str] | None) -> str:
 def main(folders: Sequence[str]) -> None:
     """Print the table of some run folders."""
     try:
-        reports = {Path(folder).name: read_report(Path(folder)) for folder in folders}
+        names = distinct([Path(folder) for folder in folders])
+        reports = {name: read_report(path) for name, path in names.items()}
         if not reports:
             raise ValueError("usage: python -m ditprune.compare RUN_FOLDER [RUN_FOLDER ...]")
         demand_comparable(reports)

@@ -9,9 +9,9 @@ from jaxtyping import UInt8
 from rich.progress import track
 from torch import Tensor
 
-from ditprune.atomic import writing
+from ditprune.atomic import writing, writing_folder
 from ditprune.chunks import as_picture
-from ditprune.image_files import image_paths, read_image, read_images
+from ditprune.image_files import image_paths, is_npz, read_image, read_images
 from ditprune.metrics.pretrained import in_colour
 
 
@@ -28,7 +28,9 @@ def convert(images: Path, target: Path, seed: int = 0) -> None:
     Raises:
         ValueError: if images cannot be read, or differ in size, or the target holds some already.
     """
-    if target.suffix == ".npz":
+    if is_npz(images) and is_npz(target):
+        raise ValueError(f"{images} is an npz already: convert it to a folder first")
+    if is_npz(target):
         write_npz(image_paths(images), target, seed)
     else:
         write_folder(images, target)
@@ -64,11 +66,11 @@ def row_of(path: Path) -> UInt8[Tensor, "h w 3"]:
 
 def write_folder(images: Path, folder: Path) -> None:
     """Write images as PNGs, numbered in order, into a folder that has no files yet."""
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty, and other tools would take what it holds along")
     count = 0
-    for batch in read_images(images):
-        for image in batch:
-            with writing(folder / f"{count:06d}.png") as draft:
-                as_picture(image).save(draft, format="PNG")
-            count += 1
+    with writing_folder(folder) as draft:
+        for batch in track(read_images(images), f"writing {folder.name}"):
+            for image in batch:
+                as_picture(image).save(draft / f"{count:06d}.png")
+                count += 1

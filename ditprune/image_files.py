@@ -2,9 +2,12 @@
 
 import logging
 import math
+import re
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +20,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH_SIZE = 50
+DAMAGED = (zipfile.BadZipFile, zlib.error)
+"""What reading a damaged npz raises, beside errors of the file itself."""
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +29,20 @@ log = logging.getLogger(__name__)
 def read_images(path: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
     """Yield the images of a folder, in the order of their names, or of an npz; batch by batch.
 
-    Folders are searched to any depth, as clean-fid does; an npz holds `arr_0` [n, h, w, c] in 8
-    bits, as ADM's evaluator (https://github.com/openai/guided-diffusion) reads and writes it. Grey
-    images have one channel, all others three. A batch holds images of one size.
+    Folders are searched to any depth, as clean-fid does, and 2.png comes before 10.png. An npz
+    holds `arr_0` [n, h, w, c] in 8 bits, as ADM's evaluator reads and writes it
+    (https://github.com/openai/guided-diffusion). Grey images have one channel, all others three. A
+    batch holds images of one size.
 
     Raises:
         ValueError: if there are no images, or one cannot be read or has transparent parts.
     """
-    return read_npz(path) if path.suffix == ".npz" else read_folder(path)
+    return read_npz(path) if is_npz(path) else read_folder(path)
+
+
+def is_npz(path: Path) -> bool:
+    """Tell whether a path is named as an npz is."""
+    return path.suffix.lower() == ".npz"
 
 
 def read_folder(folder: Path) -> Iterator[UInt8[Tensor, "n c h w"]]:
@@ -52,7 +63,7 @@ def image_paths(folder: Path) -> list[Path]:
     Raises:
         ValueError: if there are none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=in_order)
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(
@@ -62,6 +73,12 @@ def image_paths(folder: Path) -> list[Path]:
     if len(paths) < len(files):
         log.warning("%d files in %s are no images, and left out", len(files) - len(paths), folder)
     return paths
+
+
+def in_order(path: Path) -> list[list[tuple[int, str]]]:
+    """Return what sorts names as people do: 2.png before 10.png."""
+    pieces = (re.split(r"(\d+)", part) for part in path.parts)
+    return [[(int(x), "") if x.isdigit() else (-1, x) for x in piece] for piece in pieces]
 
 
 def parts(images: Iterator[UInt8[Tensor, "1 c h w"]]) -> Iterator[list[Tensor]]:
@@ -114,13 +131,14 @@ def npz_shape(path: Path) -> tuple[int, int, int, int]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, in_columns, dtype = read_header(file)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, *DAMAGED) as error:
         raise ValueError(
             f"cannot read images from {path}: {error}. It must hold them as arr_0 [n, h, w, c]"
         ) from error
-    if dtype != np.uint8 or len(shape) != 4 or not shape[0] or in_columns:
+    is_images = len(shape) == 4 and shape[0] and shape[3] in (1, 3)
+    if dtype != np.uint8 or not is_images or in_columns:
         raise ValueError(
-            f"arr_0 of {path} must hold images [n, h, w, c] in 8 bits, row after row; it is "
+            f"arr_0 of {path} must hold images [n, h, w, 1 or 3] in 8 bits, row after row; it is "
             f"{dtype} of shape {list(shape)}"
         )
     return shape[0], shape[1], shape[2], shape[3]
@@ -142,7 +160,10 @@ def stream(path: Path, shapes: Sequence[tuple[int, ...]]) -> Iterator[UInt8[Tens
     with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
         read_header(file)
         for shape in shapes:
-            content = file.read(math.prod(shape))
+            try:
+                content = file.read(math.prod(shape))
+            except DAMAGED as error:
+                raise ValueError(f"{path} is damaged: {error}") from error
             if len(content) < math.prod(shape):
                 raise ValueError(f"{path} is cut off: arr_0 holds fewer images than it says")
             pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
@@ -156,22 +177,36 @@ def count_images(path: Path) -> int:
     Raises:
         ValueError: if there are none.
     """
-    return npz_shape(path)[0] if path.suffix == ".npz" else len(image_paths(path))
+    return npz_shape(path)[0] if is_npz(path) else len(image_paths(path))
 
 
 def demand_any_order(path: Path) -> None:
-    """Raise a ValueError if images are sorted by their class, as labels beside them tell.
+    """Raise a ValueError if images come class after class.
 
     Raises:
-        ValueError: if arr_1 holds classes in rising order.
+        ValueError: if the labels beside them (arr_1), or the folders they lie in, tell so.
     """
-    if path.suffix != ".npz":
-        return
-    with np.load(path, allow_pickle=False) as file:
-        labels = file["arr_1"] if "arr_1" in file.files else np.zeros(0)
-    if len(np.unique(labels)) > 1 and (np.diff(labels) >= 0).all():
+    classes = labels_of(path) if is_npz(path) else [p.parent for p in image_paths(path)]
+    num_runs = 1 + sum(a != b for a, b in pairwise(classes))
+    share = sum((count / len(classes)) ** 2 for count in Counter(classes).values())
+    if len(set(classes)) > 1 and num_runs < len(classes) * (1 - share) / 2:
         raise ValueError(
-            f"the images of {path} are sorted by class (arr_1), so that ADM's inception score, "
-            "which takes 5,000 after 5,000 as they come, would be far too low: shuffle them, or "
-            "use InceptionScore, which does"
+            f"the images of {path} are sorted by {'class' if is_npz(path) else 'folder'}: so ADM's "
+            "inception score, which takes 5,000 after 5,000 as they come, would be far too low. "
+            "Shuffle them, as `ditprune convert` to an npz does, or use InceptionScore, which "
+            "shuffles"
         )
+
+
+def labels_of(path: Path) -> list[Any]:
+    """Return the class of each image of an npz, if it tells them.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            labels = file["arr_1"] if "arr_1" in file.files else np.zeros(0)
+    except (OSError, EOFError, ValueError, *DAMAGED) as error:
+        raise ValueError(f"cannot read the classes (arr_1) of {path}: {error}") from error
+    return [tuple(row) for row in labels.reshape(len(labels), -1).tolist()]

@@ -65,6 +65,27 @@ def demand_statistics_do(statistics: Path, metrics: Iterable[FeatureMetric]) -> 
         )
 
 
+def demand_enough_images(metrics: Iterable[FeatureMetric], num_images: int) -> None:
+    """Raise a ValueError if some metrics take more images than will be drawn."""
+    for metric in metrics:
+        if num_images < metric.fewest:
+            raise ValueError(
+                f"{type(metric).__name__} ({metric.protocol}) takes {metric.fewest} images at "
+                f"least, and num_samples is {num_images}"
+            )
+
+
+def demand_features(
+    metrics: Iterable[FeatureMetric],
+    extractor: FeatureExtractor,
+    images: UInt8[Tensor, "n c h w"],
+) -> None:
+    """Raise a ValueError if the network cannot see such images, or gives not what metrics take."""
+    seen = extractor.extract(images)
+    for metric in metrics:
+        metric.clone().update(seen, seen)
+
+
 def warn_of_few_images(metrics: Iterable[FeatureMetric], num_images: int) -> None:
     """Warn if a distance is measured on so few images that its bias counts."""
     if num_images < MANY_IMAGES and any(isinstance(metric, BIASED) for metric in metrics):

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ditprune.atomic import writing
+from ditprune.atomic import demand_writable, writing
 from ditprune.bootstrap import Summary, summarize
 from ditprune.identity import Tally
-from ditprune.image_files import count_images, demand_any_order, read_images
+from ditprune.image_files import count_images, demand_any_order, image_paths, is_npz, read_images
 from ditprune.joined import joined, mapped
 from ditprune.measurement import (
     Real,
@@ -78,6 +78,15 @@ def score(
         demand_any_order(images)
     if not holds_images(reference):
         demand_statistics_do(reference, metrics)
+    else:
+        count_images(reference)  # what cannot be read is told now
+    known = load_statistics(reference, extractor) if holds_statistics(reference) else None
+    if dense is not None:
+        demand_same_names(images, dense)
+    if results is not None:
+        demand_writable(results.parent)
+        if results.is_dir():
+            raise ValueError(f"results are written to a file, and {results} is a folder")
     words = read_words(prompts, images, prompt_metrics)
     warn_of_few_images(metrics, count_images(images))
     if paired_metrics and dense is None:
@@ -85,7 +94,11 @@ def score(
     pair_metrics = (*ALWAYS, *paired_metrics)
     seen, real_seen = Tally(), Tally()
     drawn, values = look_at(images, dense, extractor, words, prompt_metrics, pair_metrics, seen)
-    measured = measure([drawn], real_of(reference, drawn, extractor, real_seen), metrics)
+    real = drawn.none()
+    if holds_images(reference):
+        batches = real_seen.watch(track(read_images(reference), "reference"))
+        real = extract_all(batches, extractor)
+    measured = measure([drawn], Real(real, known), metrics)
     statistics = reference if holds_statistics(reference) else None
     per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
     means = {name: summary.mean for name, summary in per_image.items()}
@@ -104,10 +117,10 @@ def score(
         },
         "per_image": summaries_entry(per_image),
     }
+    Console().print_json(data=found)
     if results is not None:
         with writing(results) as draft:
             draft.write_text(json.dumps(found, indent=2) + "\n")
-    Console().print_json(data=found)
     return found
 
 
@@ -125,6 +138,19 @@ def size_of(statistics: Path) -> int:
         return int(file["n"]) if "n" in file else 0
 
 
+def demand_same_names(images: Path, dense: Path) -> None:
+    """Raise a ValueError if two folders name their images otherwise: they are paired in order."""
+    if is_npz(images) or is_npz(dense):
+        return
+    names, others = ([p.relative_to(x) for p in image_paths(x)] for x in (images, dense))
+    for one, other in zip(names, others, strict=False):  # their numbers are compared elsewhere
+        if one.with_suffix("") != other.with_suffix(""):
+            raise ValueError(
+                f"images are paired in the order of their names, and {one} of {images} would meet "
+                f"{other} of {dense}: give partners one name"
+            )
+
+
 def read_words(
     prompts: Path | None, images: Path, prompt_metrics: Sequence[PromptMetric]
 ) -> list[str]:
@@ -138,7 +164,7 @@ def read_words(
     if prompts is None:
         return []
     try:
-        words = prompts.read_text(encoding="utf-8").splitlines()
+        words = prompts.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the prompts in {prompts}: {error}") from error
     if len(words) != count_images(images):
@@ -196,12 +222,3 @@ def pairs(
                 "that some have no partner"
             )
         yield batch, partners
-
-
-def real_of(reference: Path, drawn: Features, extractor: FeatureExtractor, tally: Tally) -> Real:
-    """Return features of the real images, if there are some, and of their statistics, if known."""
-    features = drawn.none()
-    if holds_images(reference):
-        features = extract_all(tally.watch(track(read_images(reference), "reference")), extractor)
-    known = holds_statistics(reference)
-    return Real(features, load_statistics(reference, extractor) if known else None)

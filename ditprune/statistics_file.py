@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ditprune.atomic import writing
 from ditprune.identity import identify
-from ditprune.image_files import read_images
+from ditprune.image_files import DAMAGED, read_images
 from ditprune.measurement import extract_all
 from ditprune.metrics import FeatureExtractor, Features, InceptionV3
 from ditprune.metrics.frechet import Spread, root_of
@@ -59,6 +58,8 @@ def statistics(images: Path, target: Path, extractor: FeatureExtractor | None = 
     Raises:
         ValueError: if images cannot be read, or are fewer than two.
     """
+    if target.suffix != ".npz" or target.absolute() == images.absolute():
+        raise ValueError(f"statistics are written to an .npz of their own; got {target}")
     extractor = extractor or InceptionV3()
     source = identify(read_images(images))
     if source.num_images < 2:
@@ -92,7 +93,7 @@ def arrays_in(path: Path) -> set[str]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return set(file.files) if isinstance(file, np.lib.npyio.NpzFile) else set()
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, *DAMAGED):
         return set()
 
 
@@ -103,16 +104,47 @@ def load_statistics(path: Path, extractor: FeatureExtractor) -> Features:
         ValueError: if they are of another network.
     """
     demand_network(path, extractor)
-    with np.load(path, allow_pickle=False) as file:
-        found = {name: torch.from_numpy(file[name]).double() for name in NAMES if name in file}
-    pool = Gaussian(found["mu"], found["sigma"])
-    spatial = Gaussian(found["mu_s"], found["sigma_s"]) if "mu_s" in found else None
+    pool = read_gaussian(path, "mu", "sigma")
+    spatial = read_gaussian(path, "mu_s", "sigma_s") if "mu_s" in arrays_in(path) else None
     count = 2 * max(len(part.mean) for part in (pool, spatial) if part)
     points = pool.points(count)
     return Features(points, points.new_zeros(count, 0), spatial and spatial.points(count))
 
 
-NAMES = ("mu", "sigma", "mu_s", "sigma_s")
+def read_gaussian(path: Path, mean: str, covariance: str) -> Gaussian:
+    """Return what two arrays of an npz tell.
+
+    Raises:
+        ValueError: if they cannot be read, or are no mean and covariance.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mu, sigma = (torch.from_numpy(file[name]).double() for name in (mean, covariance))
+    except (OSError, EOFError, KeyError, TypeError, ValueError, *DAMAGED) as error:
+        raise ValueError(f"cannot read {mean} and {covariance} of {path}: {error}") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not len(mu):
+        raise ValueError(
+            f"{mean} and {covariance} of {path} must be [d] and [d, d]; they are "
+            f"{list(mu.shape)} and {list(sigma.shape)}"
+        )
+    if not is_covariance(sigma) or not mu.isfinite().all():
+        raise ValueError(
+            f"{mean} and {covariance} of {path} are no mean and covariance, which are finite, "
+            "symmetric and without negative eigenvalues: is the file damaged?"
+        )
+    return Gaussian(mu, sigma)
+
+
+def is_covariance(matrix: Float64[Tensor, "d d"]) -> bool:
+    """Tell whether a matrix may be a covariance, but for rounding in float32."""
+    if not matrix.isfinite().all():
+        return False
+    rounding = 1e-5 * matrix.abs().max()
+    return bool(
+        (matrix - matrix.T).abs().max() <= rounding
+        and torch.linalg.eigvalsh(matrix).min() >= -len(matrix) * rounding
+        and matrix.diagonal().min() >= 0
+    )
 
 
 def demand_network(path: Path, extractor: FeatureExtractor) -> None:

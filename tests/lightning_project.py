@@ -93,7 +93,7 @@ def pruning(sparsity: float = 0.5, **options):
 
 def evaluation(**options) -> EvaluationCallback:
     settings = {"metrics": [FrechetDistance()], "num_samples": 6, "chunk_size": 4, **options}
-    return EvaluationCallback(Rows(), **settings)
+    return EvaluationCallback(**{"extractor": Rows(), **settings})
 
 
 def trainer(root, callbacks, **options) -> L.Trainer:

@@ -44,7 +44,7 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write to the run folder .*file"):
+    with pytest.raises(ValueError, match="cannot write to the folder .*file"):
         demand_writable(tmp_path / "file")
     demand_writable(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -4,14 +4,17 @@ import json
 import lightning as L
 import pytest
 import torch
-from lightning_project import Data, Project, Rows, evaluation, pruning, trainer
+from lightning_project import Data, Project, Rows, SpatialRows, evaluation, pruning, trainer
 from toy_prompts import Lengths, PromptedData
 
 from ditprune.callbacks import ReportCallback
 from ditprune.evaluation import to_uint8
 from ditprune.metrics import (
+    FIDInfinity,
     FrechetDistance,
+    InceptionScore,
     KernelInceptionDistance,
+    PrecisionRecall,
     SpatialFrechetDistance,
     frechet_distance,
 )
@@ -114,7 +117,7 @@ def test_few_images_for_a_frechet_distance_are_a_warning_before_the_work_and_onl
 def test_the_warning_is_of_biased_metrics_on_fewer_images_than_published(
     tiny_dit, scheduler, tmp_path, caplog, metric, num_samples, warned
 ):
-    measured = evaluation(metrics=[metric()], num_samples=num_samples)
+    measured = evaluation(extractor=SpatialRows(), metrics=[metric()], num_samples=num_samples)
     run = trainer(tmp_path, [measured])
     run.datamodule = Data(scheduler)
     measured.setup(run, Project(tiny_dit), "validate")
@@ -256,3 +259,37 @@ def test_real_images_are_seen_by_the_network_once_and_others_are_others(
         assert Counting.seen == seen
         fids.append(measured.dense["fid"])
     assert fids[0] == fids[1] != fids[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": [SpatialFrechetDistance()]}, "sFID needs spatial features"),
+        ({"metrics": [InceptionScore(num_splits=7)]}, "takes 7 images at least, and num_sam.* 6"),
+        ({"metrics": [FrechetDistance()], "num_samples": 1}, "takes 2 images at least"),
+        ({"metrics": [PrecisionRecall(num_neighbors=6)]}, "takes 7 images at least"),
+        ({"metrics": [KernelInceptionDistance(num_subsets=1)]}, "takes 1000 images at least"),
+        ({"metrics": [FIDInfinity()]}, "takes 20 images at least"),
+    ],
+)
+def test_metrics_that_cannot_be_measured_are_refused_before_anything_is_drawn(
+    tiny_dit, scheduler, tmp_path, options, message
+):
+    measured = evaluation(**{"num_samples": 6, **options})
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Data(scheduler))
+    assert measured.dense_samples is None
+
+
+def test_a_number_of_images_is_at_least_one():
+    with pytest.raises(ValueError, match="how many images are drawn; got -3"):
+        evaluation(num_samples=-3)
+
+
+def test_a_folder_of_samples_that_is_a_file_is_refused_before_anything_is_drawn(
+    tiny_dit, scheduler, tmp_path
+):
+    (tmp_path / "samples").write_text("")
+    measured = evaluation(samples_folder=str(tmp_path / "samples"))
+    with pytest.raises(ValueError, match="cannot write to the folder .*samples"):
+        trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Data(scheduler))

@@ -152,7 +152,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_found_before_the_work(
     (tmp_path / "file").touch()
     root = tmp_path / "file" / "run"
     callbacks = [*pruning(), ReportCallback()]
-    with pytest.raises(ValueError, match="cannot write to the run folder"):
+    with pytest.raises(ValueError, match="cannot write to the folder"):
         trainer(root, callbacks).validate(Project(tiny_dit), datamodule=Data(scheduler))
     assert callbacks[0].evidence is None
 

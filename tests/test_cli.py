@@ -155,7 +155,7 @@ def test_a_run_folder_that_is_in_the_way_is_a_paragraph(config, tmp_path):
     (tmp_path / "runs").touch()
     for verb in ("prune", "validate"):
         message = message_of(verb, "--config", config())
-        assert message.startswith("ditprune: cannot write to the run folder runs/digits")
+        assert message.startswith("ditprune: cannot write to the folder runs/digits")
 
 
 def test_a_study_writes_its_tables_and_goes_on_where_it_was(

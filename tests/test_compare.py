@@ -80,3 +80,21 @@ def test_the_command_prints_the_table(tmp_path, capsys):
     (tmp_path / "report.json").write_text(json.dumps(report(2.0)))
     main([str(tmp_path)])
     assert "dense" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    for name, fid in (("a", 4.0), ("b", 3.0)):
+        (tmp_path / name / "version_0").mkdir(parents=True)
+        content = json.dumps(report(fid))
+        (tmp_path / name / "version_0" / "report.json").write_text(content)
+    main([str(tmp_path / name / "version_0") for name in ("a", "b")])
+    shown = capsys.readouterr().out
+    assert "a/version_0" in shown
+    assert "b/version_0" in shown
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3"])
+def test_a_file_that_is_no_report_is_told_as_one(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="is none of a run: it lacks .*'metrics'"):
+        read_report(tmp_path)

@@ -192,3 +192,25 @@ def test_a_file_that_is_no_image_is_named_when_it_is_read(tmp_path):
     words = CaptionedDataSet(str(source), num_images=1)
     with pytest.raises(ValueError, match="column 'image' holds str and no image"):
         list(words.reference_dataloader())
+
+
+@pytest.mark.parametrize("captions", [["a cat", None], ["a cat", ""]])
+def test_an_image_without_a_caption_is_named_at_once(tmp_path, captions):
+    rows = [json.dumps({"caption": caption, "image": "cat.png"}) for caption in captions]
+    (tmp_path / "records.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="1 of 2 images .* no caption in 'caption', .* row 1 for"):
+        CaptionedDataSet(str(tmp_path / "records.jsonl"), num_images=1)
+
+
+def test_an_image_of_more_than_eight_bits_is_not_cut_off_silently(tmp_path):
+    import datasets
+
+    (tmp_path / "images").mkdir()
+    deep = Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16))
+    deep.save(tmp_path / "images" / "deep.png")
+    rows = {"image": [str(tmp_path / "images" / "deep.png")], "caption": ["deep"]}
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "set.parquet")
+    data = CaptionedDataSet(str(tmp_path / "set.parquet"), num_images=1)
+    with pytest.raises(ValueError, match="cannot read image 00000000 .* more than 8 bits"):
+        list(data.reference_dataloader())

@@ -367,6 +367,14 @@ def write_bare_pickle(bomb, path):
     path.write_bytes(pickle.dumps(bomb, protocol=2))
 
 
+@pytest.mark.parametrize("content", [b"junk", b""])
+def test_a_weights_file_of_anything_else_is_named_with_what_would_do(tmp_path, content):
+    path = tmp_path / WEIGHTS_FILE
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"load .* from {path}: ?.+weights="):
+        InceptionV3(weights=str(path)).extract(random_images(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("write", [write_zip, write_bare_pickle])
 def test_a_weights_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, write):
     trace, path = tmp_path / "trace", tmp_path / WEIGHTS_FILE

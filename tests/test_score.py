@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from toy_prompts import Lengths
 
 from ditprune.cli import main
+from ditprune.convert import convert
 from ditprune.identity import identify
 from ditprune.image_files import read_images
 from ditprune.metrics import (
@@ -19,6 +21,7 @@ from ditprune.metrics import (
     paired_errors,
 )
 from ditprune.metrics.paired import PairedMetric
+from ditprune.metrics.prompted import PromptMetric
 from ditprune.score import score
 from ditprune.statistics_file import statistics
 from ditprune.zoo.digits import load_split
@@ -171,15 +174,37 @@ def test_prompts_that_are_not_one_for_each_image_are_refused(folders, text, metr
         )
 
 
-def test_images_sorted_by_class_have_no_adm_inception_score(folders, digits):
-    rows = digits[:40].permute(0, 2, 3, 1).numpy()
-    labels = np.arange(40) // 4
-    np.savez(folders / "sorted.npz", rows, labels)
-    np.savez(folders / "shuffled.npz", rows, labels[::-1] % 3)
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        (np.arange(40) // 4, True),
+        (np.arange(40)[::-1] // 4, True),
+        (np.eye(10)[np.arange(40) // 4], True),
+        (np.array([f"class {i // 4}" for i in range(40)]), True),
+        (np.random.default_rng(0).permutation(40) // 4, False),
+        (np.zeros(40), False),
+    ],
+)
+def test_images_sorted_by_class_have_no_adm_inception_score(folders, digits, labels, refused):
+    np.savez(folders / "adm.npz", digits[:40].permute(0, 2, 3, 1).numpy(), labels)
     settings = {"extractor": DigitsClassifier(), "metrics": [ADMInceptionScore()]}
-    with pytest.raises(ValueError, match="sorted by class"):
-        score(folders / "sorted.npz", folders / "reference", **settings)
-    assert score(folders / "shuffled.npz", folders / "reference", **settings)["metrics"]
+    if refused:
+        with pytest.raises(ValueError, match="sorted by class"):
+            score(folders / "adm.npz", folders / "reference", **settings)
+    else:
+        assert score(folders / "adm.npz", folders / "reference", **settings)["metrics"]
+
+
+def test_a_folder_of_folders_of_classes_has_no_adm_inception_score(folders):
+    for kind in ("cats", "dogs"):
+        shutil.copytree(folders / "images", folders / "classes" / kind)
+    with pytest.raises(ValueError, match="sorted by folder"):
+        score(
+            folders / "classes",
+            folders / "reference",
+            extractor=DigitsClassifier(),
+            metrics=[ADMInceptionScore()],
+        )
 
 
 def test_statistics_stand_for_the_images_they_are_of(folders):
@@ -234,3 +259,95 @@ def test_a_file_of_adms_evaluator_gives_statistics_to_fid_and_images_to_the_rest
     assert scores[2]["compared_with"] == real.name
     assert scores[0]["images_sha256"] == identify(read_images(folders / "images")).sha256
     assert "no adm.json to say of which network" in caplog.text
+
+
+def test_partners_have_one_name_whatever_they_are_saved_as(folders):
+    settings = {"extractor": DigitsClassifier(), "metrics": [FrechetDistance()]}
+    (folders / "dense" / "003.png").rename(folders / "dense" / "0600.png")
+    with pytest.raises(ValueError, match=r"003\.png of .*images would meet 004\.png of"):
+        score(folders / "images", folders / "reference", folders / "dense", **settings)
+
+
+def test_prompts_belong_to_images_as_people_count(folders):
+    """And an invisible mark at the beginning of a file belongs to no prompt."""
+
+    class Heard(PromptMetric):
+        name = "heard"
+
+        def __init__(self):
+            self.prompts = []
+
+        def to(self, device):
+            return self
+
+        def score(self, images, prompts):
+            self.prompts.extend(prompts)
+            return images.flatten(1).double().mean(1)
+
+    images, metric = folders / "numbered", Heard()
+    images.mkdir()
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(images / f"{i}.png")
+    (folders / "words.txt").write_text("\n".join(f"p{i}" for i in range(12)), "utf-8-sig")
+    settings = {"extractor": DigitsClassifier(), "metrics": [FrechetDistance()]}
+    words = folders / "words.txt"
+    found = score(images, folders / "reference", prompts=words, prompt_metrics=[metric], **settings)
+    assert metric.prompts == [f"p{i}" for i in range(12)]
+    assert found["metrics"]["heard"] == pytest.approx(110)
+    assert torch.cat(list(read_images(images))).flatten(1)[:, 0].tolist() == list(range(0, 240, 20))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x["sigma"].__setitem__((0, 0), np.nan), "no mean and covariance"),
+        (lambda x: x["sigma"].__setitem__((0, 1), np.inf), "no mean and covariance"),
+        (lambda x: x["sigma"].__setitem__((0, 1), 99.0), "no mean and covariance"),
+        (lambda x: x["sigma"].__imul__(-1), "no mean and covariance"),
+        (lambda x: x["mu"].__setitem__(0, np.nan), "no mean and covariance"),
+        (lambda x: x.update(mu=x["mu"][:-1]), r"\[63\] and \[64, 64\]"),
+        (lambda x: x.update(mu=x["mu"][None]), r"\[1, 64\] and \[64, 64\]"),
+        (lambda x: x.update(mu_s=x["mu"]), "cannot read mu_s and sigma_s"),
+        (lambda x: x.update(mu=np.array(["a"])), "cannot read mu and sigma"),
+    ],
+)
+def test_damaged_statistics_give_no_distance(folders, change, message):
+    statistics(folders / "reference", folders / "stats.npz", DigitsClassifier())
+    with np.load(folders / "stats.npz") as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(folders / "stats.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        score(folders / "images", folders / "stats.npz", extractor=DigitsClassifier())
+
+
+@pytest.mark.parametrize("target", ["images.npz", "stats.json", "stats"])
+def test_statistics_replace_no_images_and_are_named_as_what_they_are(folders, digits, target):
+    np.savez(folders / "images.npz", digits[:40].permute(0, 2, 3, 1).numpy())
+    before = (folders / "images.npz").read_bytes()
+    with pytest.raises(ValueError, match="an .npz of their own"):
+        statistics(folders / "images.npz", folders / target, DigitsClassifier())
+    assert (folders / "images.npz").read_bytes() == before
+
+
+def test_results_that_cannot_be_written_are_told_before_the_work(folders):
+    class Never(DigitsClassifier):
+        def extract(self, images):
+            raise AssertionError("began to work")
+
+    for results in (folders / "images", folders / "images" / "000.png" / "r.json"):
+        with pytest.raises(ValueError, match="is a folder|cannot write to"):
+            score(folders / "images", folders / "reference", extractor=Never(), results=results)
+
+
+def test_a_damaged_npz_is_told_as_one(folders, digits):
+    path = folders / "images.npz"
+    np.savez(path, digits.permute(0, 2, 3, 1).repeat(50, 1, 1, 1).numpy())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: Bad CRC"):
+        list(read_images(path))
+    with pytest.raises(ValueError, match="is damaged: Bad CRC"):
+        convert(path, folders / "back")
+    assert not (folders / "back").exists()

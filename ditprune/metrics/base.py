@@ -25,6 +25,8 @@ class FeatureMetric(Metric, abc.ABC):
     width.
     """
 
+    fewest = 2
+    """Images of each set that it takes at least."""
     full_state_update = False
     is_differentiable = False
 

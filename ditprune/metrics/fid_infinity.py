@@ -20,6 +20,7 @@ class FIDInfinity(FeatureMetric):
     """
 
     higher_is_better = False
+    fewest = 20
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         """Take the seed of the subsets."""

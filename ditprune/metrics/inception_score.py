@@ -24,7 +24,7 @@ class InceptionScore(FeatureMetric):
     def __init__(self, num_splits: int = 10, seed: int = 0, **kwargs: Any) -> None:
         """Choose the splits whose scores are averaged, and the seed of the shuffle."""
         super().__init__(**kwargs)
-        self.num_splits = num_splits
+        self.num_splits = self.fewest = num_splits
         self.seed = seed
 
     @property

@@ -36,6 +36,7 @@ class KernelInceptionDistance(FeatureMetric):
         if num_subsets < 0:
             raise ValueError(f"num_subsets is their number, or 0 for none; got {num_subsets}")
         self.num_subsets = num_subsets
+        self.fewest = SUBSET_SIZE if num_subsets else 2
         self.seed = seed
 
     @property

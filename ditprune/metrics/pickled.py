@@ -10,6 +10,17 @@ from torch import Tensor
 
 from ditprune.metrics.features import building
 
+DAMAGED = (
+    OSError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises of files that are missing, damaged or of another network."""
+
 
 def read_tensors(weights: str | None, address: str) -> dict[str, Tensor]:
     """Read tensors from a local path, or download them once, from an address with a hash.
@@ -45,5 +56,6 @@ def loading(what: str, origin: str, way_out: str) -> Iterator[None]:
             f"refused to load {what} from {origin}: the file holds other things than tensors and "
             f"could run code. {way_out}"
         ) from None
-    except (OSError, EOFError, RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot load {what} from {origin}: {error}. {way_out}") from error
+    except DAMAGED as error:
+        why = str(error) or "the file is empty or cut off"
+        raise ValueError(f"cannot load {what} from {origin}: {why}. {way_out}") from error

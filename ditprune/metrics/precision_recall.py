@@ -35,6 +35,7 @@ class PrecisionRecall(FeatureMetric):
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors counts from 1; got {num_neighbors}")
         self.num_neighbors = num_neighbors
+        self.fewest = num_neighbors + 1
         self.block_size = block_size
 
     @property
