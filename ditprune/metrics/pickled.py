@@ -1,6 +1,7 @@
 """Weights that are published in torch's own format: read, and never executed."""
 
 import pickle
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ DAMAGED = (
     RuntimeError,
     AttributeError,
     TypeError,
+    struct.error,
     ValueError,
 )
 """What torch raises of files that are missing, damaged or of another network."""
