@@ -127,6 +127,8 @@ class EvaluationCallback(BeforePruning):
     def before_pruning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and measure the dense model's images, once."""
         if self.dense is None:
+            if self.metrics:
+                self._reference(trainer)  # a real image that cannot be read is found now
             self.dense_samples = self._draw(trainer, pl_module, "dense")
             self.dense = self._measure(trainer, self.dense_samples)
             self._save_results(trainer)

@@ -104,7 +104,7 @@ def read_image(path: Path) -> UInt8[Tensor, "1 c h w"]:
             mode, palette = image.mode, "transparency" in image.info
             pixels = image if mode == "L" else image.convert("RGB")
             pixels.load()
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {path}: {error}") from error
     if palette or mode not in ("L", "RGB", "P", "CMYK", "YCbCr"):
         raise ValueError(

@@ -293,3 +293,17 @@ def test_a_folder_of_samples_that_is_a_file_is_refused_before_anything_is_drawn(
     measured = evaluation(samples_folder=str(tmp_path / "samples"))
     with pytest.raises(ValueError, match="cannot write to the folder .*samples"):
         trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Data(scheduler))
+
+
+def test_a_real_image_that_cannot_be_read_is_told_before_anything_is_drawn(
+    tiny_dit, scheduler, tmp_path
+):
+    class Broken(Data):
+        def reference_dataloader(self):
+            yield from super().reference_dataloader()
+            raise ValueError("cannot read the image last.png")
+
+    measured = evaluation()
+    with pytest.raises(ValueError, match="last.png"):
+        trainer(tmp_path, [measured]).validate(Project(tiny_dit), datamodule=Broken(scheduler))
+    assert measured.dense_samples is None

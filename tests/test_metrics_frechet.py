@@ -122,3 +122,11 @@ def test_features_that_are_no_numbers_are_refused(value):
     metric.update(Features(x, x[:, :0]), Features(y, y[:, :0]))
     with pytest.raises(ValueError, match="1 of 30 generated images .* not finite"):
         metric.compute()
+
+
+@pytest.mark.parametrize("num_copies", [3, 300])
+def test_one_image_again_and_again_has_a_mean_and_no_spread(num_copies):
+    copies, y = torch.ones(num_copies, 5), correlated(200, 5, seed=17)
+    expected = (1 - y.mean(0)).square().sum() + y.var(0).sum()
+    assert frechet_distance(copies, y).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert frechet_distance(copies, copies) == 0
