@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from ditprune.atomic import demand_writable
+from ditprune.atomic import demand_writable, existing
 from ditprune.calibration import evaluating
 from ditprune.callbacks.axis import step_of
 from ditprune.callbacks.before_pruning import BeforePruning
@@ -120,7 +120,7 @@ class EvaluationCallback(BeforePruning):
             demand_features(self.metrics, self.extractor, first[:0])
         folder = self._samples_folder(trainer)
         if trainer.is_global_zero:
-            demand_writable(folder)
+            demand_writable(existing(folder))
         if self.dense is None and trainer.is_global_zero:
             warn_of_few_images(self.metrics, self.num_samples)
 

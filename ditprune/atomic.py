@@ -37,6 +37,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the folder in which it or a folder above it would be made."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
 def demand_writable(folder: Path) -> None:
     """Raise a ValueError now if nothing can be written to a folder later."""
     try:
