@@ -68,6 +68,7 @@ def kids(num_subsets: int) -> dict[str, Measured]:
     settings = {"kid_subsets": num_subsets, "rng_seed": 2020, "verbose": False}
     return {
         "ours": lambda x, y: subset_distances(x, y, num_subsets)[0],
+        "ours in float64": lambda x, y: subset_distances(x.double(), y.double(), num_subsets)[0],
         "torch-fidelity": lambda x, y: kid_features_to_metric(x, y, **settings)[
             "kernel_inception_distance_mean"
         ],

@@ -80,7 +80,8 @@ def score(
         demand_statistics_do(reference, metrics)
     else:
         count_images(reference)  # what cannot be read is told now
-    known = load_statistics(reference, extractor) if holds_statistics(reference) else None
+    statistics = reference if holds_statistics(reference) else None
+    known = load_statistics(statistics, extractor) if statistics else None
     if dense is not None:
         demand_same_names(images, dense)
     if results is not None:
@@ -99,7 +100,6 @@ def score(
         batches = real_seen.watch(track(read_images(reference), "reference"))
         real = extract_all(batches, extractor)
     measured = measure([drawn], Real(real, known), metrics)
-    statistics = reference if holds_statistics(reference) else None
     per_image: dict[str, Summary] = {name: summarize(x) for name, x in values.items()}
     means = {name: summary.mean for name, summary in per_image.items()}
     found = {

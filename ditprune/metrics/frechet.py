@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ditprune.metrics.base import FeatureMetric
+from ditprune.metrics.base import BLOCK_SIZE, FeatureMetric
 
-BLOCK_SIZE = 4096
-"""Images whose features are in memory in float64 at once."""
 STRIP = 256
 """Columns of a covariance that are multiplied out at once."""
 
